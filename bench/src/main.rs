@@ -1,0 +1,2 @@
+//! ringbench: load generators and benchmarks.
+fn main() {}

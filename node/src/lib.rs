@@ -1,0 +1,1 @@
+//! Ringbase, the server.

@@ -1,0 +1,15 @@
+//! The engine of a Ringbase shard: what one core keeps in memory and on disk.
+//!
+//! The front door is [`shard::Shard`]: it owns a write-ahead log and a data file, and holds the
+//! vbuckets ([`vbstore::VbStore`]) whose mutations they carry. A [`vbstore::ReadView`] is a
+//! consistent snapshot of one vbucket; [`scan`] reads it in key order or in seqno order.
+//!
+//! Everything here is single-threaded and asynchronous: one core, one executor, one storage ring.
+//! Disk, clock, randomness and spawning come in as arguments ([`env`], [`io`]), so that the same code
+//! runs on io_uring and in a seeded simulation.
+//!
+//! Does not know: sockets, opcodes, buckets' users, streams.
+
+pub mod env;
+pub mod io;
+pub mod types;

@@ -1,0 +1,2 @@
+//! ringctl: the command-line companion of a Ringbase node.
+fn main() {}

@@ -11,5 +11,6 @@
 //! Does not know: sockets, opcodes, buckets' users, streams.
 
 pub mod env;
+pub mod format;
 pub mod io;
 pub mod types;

@@ -6,6 +6,9 @@
 //!
 //! Does not know: who uses it.
 
+#[cfg(any(test, feature = "sim"))]
+pub mod sim;
+
 use std::cell::RefCell;
 use std::future::Future;
 use std::pin::Pin;

@@ -17,3 +17,4 @@ pub mod format;
 pub mod io;
 pub mod sync;
 pub mod types;
+pub mod wal;

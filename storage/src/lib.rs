@@ -12,4 +12,5 @@
 
 pub mod env;
 pub mod io;
+pub mod metrics;
 pub mod types;

@@ -10,7 +10,13 @@
 //!
 //! Does not know: sockets, opcodes, buckets' users, streams.
 
+pub mod cache;
 pub mod env;
+pub mod extent;
+pub mod format;
 pub mod io;
+pub mod manifest;
 pub mod metrics;
+pub mod sync;
 pub mod types;
+pub mod wal;

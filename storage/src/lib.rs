@@ -18,6 +18,7 @@ pub mod hashtable;
 pub mod io;
 pub mod manifest;
 pub mod memtable;
+pub mod metrics;
 pub mod mutant;
 pub mod reader;
 pub mod run;

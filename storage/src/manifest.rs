@@ -656,4 +656,33 @@ mod tests {
             }
         });
     }
+
+    /// A change that a power cut interrupts is there whole or not at all, whatever sectors of it reached the medium.
+    #[test]
+    fn a_change_cut_by_a_crash_is_whole_or_absent() {
+        let (mut torn, mut absent, mut whole) = (0, 0, 0);
+        for seed in 0..200 {
+            let (sim, disk, space) = set_up(seed);
+            let state = ManifestState::default();
+            let manifest = sim.block_on(Manifest::format(space, 7, GEOMETRY, 0, state)).unwrap();
+            let name = "x".repeat(3000);
+            let bucket = BucketDesc { id: BucketId(3), uuid: 1, name: name.clone(), config: String::new() };
+            sim.spawn(async move { manifest.commit(vec![Record::Bucket(bucket)]).await.unwrap() });
+            sim.run_steps(seed % 7);
+            drop(sim);
+            disk.crash(seed);
+            let sim = SimExecutor::new(seed);
+            disk.attach(&sim);
+            let device = disk.open("data");
+            let root = sim.block_on(read_root(&device)).unwrap();
+            let loaded = sim.block_on(load(&device, &root.superblock)).unwrap();
+            match loaded.state.buckets.get(&BucketId(3)) {
+                Some(bucket) => whole += i32::from(bucket.name == name),
+                None if loaded.torn => torn += 1,
+                None => absent += 1,
+            }
+        }
+        assert_eq!(torn + absent + whole, 200);
+        assert!(torn > 0 && absent > 0 && whole > 0, "torn {torn}, absent {absent}, whole {whole}");
+    }
 }

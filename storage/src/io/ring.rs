@@ -1,6 +1,6 @@
 //! The storage ring: one io_uring per core, and the only home of `io_uring::`.
 //!
-//! Operations are queued by [`Ring::start`] and wait there until the host, at the end of its scheduling round, calls
+//! Operations are queued by the devices and wait there until the host, at the end of its scheduling round, calls
 //! [`Ring::submit`]: one system call for all of them. When [`Ring::event_fd`] becomes readable, or at any time
 //! before, the host calls [`Ring::drain`], which answers what has completed, and then `submit` again for what had to wait
 //! or be repeated. The ring awaits nothing and starts no thread.
@@ -39,6 +39,8 @@ pub use super::ring_config::{RingConfig, RingError, RingFacts, RingStats};
 pub const URGENT_DEPTH: u32 = 16;
 /// The longest transfer of one entry, in bytes; longer ones go on where it stopped.
 const TRANSFER_BYTES_MAX: usize = 1 << 30;
+/// How often a system call that a signal interrupts is repeated at once.
+const ENTER_TRIES: u32 = 4;
 /// Below this an arena is not worth registering, in bytes.
 const ARENA_BYTES_MIN: usize = LEASE_BYTES_MAX;
 
@@ -506,14 +508,23 @@ impl Inner {
         if !self.handed.is_owed() {
             return Ok(0);
         }
-        self.stats.enters += 1;
-        match self.uring.submit() {
-            Ok(count) => {
-                self.note_taken(count as u64);
-                Ok(u32::try_from(count).unwrap_or(u32::MAX))
+        for _ in 0..ENTER_TRIES {
+            self.stats.enters += 1;
+            match self.uring.submit() {
+                Ok(count) => {
+                    self.note_taken(count as u64);
+                    return Ok(u32::try_from(count).unwrap_or(u32::MAX));
+                }
+                Err(error) => {
+                    let interrupted = error.kind() == io::ErrorKind::Interrupted;
+                    self.put_off(error)?;
+                    if !interrupted {
+                        break;
+                    }
+                }
             }
-            Err(error) => self.put_off(error).map(|()| 0),
         }
+        Ok(0)
     }
 
     fn note_taken(&mut self, count: u64) {

@@ -209,6 +209,27 @@ fn operations_of_a_dead_process_never_complete() {
     assert_eq!(disk.image("file"), [0; 4096]);
 }
 
+#[test]
+fn destructors_of_a_dead_process_do_not_reach_the_disk() {
+    struct WritesWhenDropped(Rc<dyn Device>);
+    impl Drop for WritesWhenDropped {
+        fn drop(&mut self) {
+            drop(self.0.write(0, filled(&*self.0, 4096, 9)));
+        }
+    }
+    let (sim, disk, device) = disk_with_file(5, 4096);
+    let held = WritesWhenDropped(device);
+    sim.spawn(async move {
+        let _held = held;
+        std::future::pending::<()>().await;
+    });
+    sim.run_until_idle();
+    sim.halt();
+    drop(sim);
+    disk.crash_with(Crash::KeepAll, 1);
+    assert!(disk.image("file").iter().all(|&byte| byte == 0));
+}
+
 /// Polls until the executor is idle; a read beside a write must see every sector old or new.
 #[test]
 fn read_beside_a_write_sees_whole_sectors() {

@@ -1,7 +1,7 @@
 //! The wire: bytes to and from typed messages, both directions, for the server and for its clients.
 //!
 //! Bottom up: [`header`], [`frame`] (a header and its body in a receive buffer), [`framing`] (the flexible
-//! framing extras), [`key`], then the typed bodies, and on top `validate`, the table of what each opcode
+//! framing extras), [`key`], then the typed bodies, and on top [`validate`], the table of what each opcode
 //! may carry. [`request`] and [`response`] encode.
 //!
 //! Invariants
@@ -29,13 +29,19 @@ pub mod frame;
 pub mod request;
 pub mod response;
 
+pub mod hello;
+
+pub mod validate;
+
 pub use datatype::Datatype;
 pub use error_context::{ErrorContext, Refusal};
 pub use frame::{CloseReason, Decoded, Frame, FrameLimits, Incoming, admit, decode_frame};
 pub use framing::{RequestFraming, ResponseFraming};
 pub use header::{HEADER_BYTES, Header, HeaderError, Magic};
+pub use hello::{Feature, Features};
 pub use key::{CollectionId, DocumentKey, vbucket_of};
 pub use opcode::{Opcode, OpcodeKind, ServerOpcode};
 pub use request::{EncodeError, Request};
 pub use response::Response;
 pub use status::{Remap, Status};
+pub use validate::{ConnectionState, Validated, validate};

@@ -10,6 +10,23 @@
 //!
 //! Does not know: sockets, opcodes, buckets' users, streams.
 
+pub mod cache;
 pub mod env;
+pub mod extent;
+pub mod format;
+pub mod hashtable;
 pub mod io;
+pub mod manifest;
+pub mod memtable;
+pub mod metrics;
+pub mod mutant;
+pub mod reader;
+pub mod run;
+pub mod scan;
+pub mod seqlist;
+pub mod seqlog;
+pub mod shard;
+pub mod sync;
 pub mod types;
+pub mod vbstore;
+pub mod wal;

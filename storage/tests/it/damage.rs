@@ -202,8 +202,15 @@ fn a_full_disk_refuses_writes_for_now_and_loses_nothing() {
         assert!(refused > 100, "the disk never filled");
         assert!(shard.failure().is_none());
         disk.set_capacity(None);
-        store.sleep(std::time::Duration::from_secs(10)).await;
-        let seqno = put(&store, &model, b"\0after", Some(b"room")).await.unwrap();
+        let mut tries = 0;
+        let seqno = loop {
+            match put(&store, &model, b"\0after", Some(b"room")).await {
+                Ok(seqno) => break seqno,
+                Err(WriteError::Busy { .. }) if tries < 100 => tries += 1,
+                Err(error) => panic!("{error} after {tries} tries"),
+            }
+            store.sleep(std::time::Duration::from_secs(1)).await;
+        };
         assert!(store.wait_persisted(seqno).await);
         let view = store.open_view().await.unwrap();
         let known = model.borrow()[1].clone();

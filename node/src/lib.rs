@@ -1,3 +1,6 @@
 //! Ringbase, the server.
 
+pub mod protocol;
+
+pub mod auth;
 pub mod core;

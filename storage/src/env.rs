@@ -6,6 +6,10 @@
 //!
 //! Does not know: who uses it.
 
+#[cfg(any(test, feature = "sim"))]
+pub mod sim;
+pub(crate) mod tasks;
+
 use std::cell::RefCell;
 use std::future::Future;
 use std::pin::Pin;

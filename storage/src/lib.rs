@@ -5,11 +5,28 @@
 //! consistent snapshot of one vbucket; [`scan`] reads it in key order or in seqno order.
 //!
 //! Everything here is single-threaded and asynchronous: one core, one executor, one storage ring.
-//! Disk, clock, randomness and spawning come in as arguments ([`env`], [`io`]), so that the same code
+//! Disk, clock, randomness and spawning come in as arguments ([`mod@env`], [`io`]), so that the same code
 //! runs on io_uring and in a seeded simulation.
 //!
 //! Does not know: sockets, opcodes, buckets' users, streams.
 
+pub mod cache;
 pub mod env;
+pub mod extent;
+pub mod format;
+pub mod hashtable;
 pub mod io;
+pub mod manifest;
+pub mod memtable;
+pub mod metrics;
+pub mod mutant;
+pub mod reader;
+pub mod run;
+pub mod scan;
+pub mod seqlist;
+pub mod seqlog;
+pub mod shard;
+pub mod sync;
 pub mod types;
+pub mod vbstore;
+pub mod wal;

@@ -121,11 +121,22 @@ pub struct ItemMeta {
     pub kind: Kind,
 }
 
+/// The version of a key that a newer one replaces.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub struct Former {
+    /// Its seqno; 0 if the key had none.
+    pub seqno: Seqno,
+    /// Whether the key had a value then.
+    pub live: bool,
+}
+
 /// One version of a document. Shared within a core, never across cores.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Item {
     /// All but key and value.
     pub meta: ItemMeta,
+    /// The version it replaced when it was written.
+    pub former: Former,
     key_len: u16,
     /// Key, then value, in one allocation.
     bytes: Box<[u8]>,
@@ -138,11 +149,20 @@ impl Item {
     /// If the key is longer than [`KEY_BYTES_MAX`].
     #[must_use]
     pub fn new(meta: ItemMeta, key: &[u8], value: &[u8]) -> Rc<Item> {
+        Item::with_former(meta, key, value, Former::default())
+    }
+
+    /// A version of `key` that replaces `former`.
+    ///
+    /// # Panics
+    /// If the key is longer than [`KEY_BYTES_MAX`].
+    #[must_use]
+    pub fn with_former(meta: ItemMeta, key: &[u8], value: &[u8], former: Former) -> Rc<Item> {
         assert!(key.len() <= KEY_BYTES_MAX, "key of {} bytes", key.len());
         let mut bytes = Vec::with_capacity(key.len() + value.len());
         bytes.extend_from_slice(key);
         bytes.extend_from_slice(value);
-        Rc::new(Item { meta, key_len: key.len() as u16, bytes: bytes.into_boxed_slice() })
+        Rc::new(Item { meta, former, key_len: key.len() as u16, bytes: bytes.into_boxed_slice() })
     }
 
     /// The key, collection prefix included.

@@ -197,7 +197,7 @@ pub(crate) mod tests {
     fn panic_of_a_core_comes_out_of_join_with_its_words() {
         let cpu = cpus_allowed().unwrap()[0];
         let core = start(CoreId(3), cpu, &CoreSettings::default(), || async { panic!("broken {}", 7) });
-        let error = core.unwrap().join().map(|()| ()).unwrap_err();
+        let error = core.unwrap().join().unwrap_err();
         assert!(
             matches!(&error, StartError::Panicked { core: CoreId(3), text } if text == "broken 7"),
             "{error}"

@@ -1,13 +1,13 @@
 //! The kernel boundary: whole aligned blocks in, whole aligned blocks out.
 //!
 //! A [`Device`] is one file or block device opened for direct I/O, or a simulated one. Operations are
-//! started by calling a method, which returns a [`Completion`] to await; they may complete in any order. A
+//! started by calling a method, which returns a future to await; they may complete in any order. A
 //! completed write is *not* durable; a completed sync makes durable what completed before it was started.
 //!
 //! Invariants
 //! - Offsets and lengths are multiples of [`BLOCK_BYTES`].
-//! - A buffer belongs to the device from the call until the completion resolves, also if the caller drops the
-//!   [`Completion`].
+//! - A buffer belongs to the device from the call until the operation completes, also if the caller drops the
+//!   future.
 //! - A failed sync is final: the device reports failure for every later sync.
 //!
 //! Does not know: what the bytes mean.
@@ -19,7 +19,17 @@ use std::io;
 
 use crate::env::LocalFuture;
 
+pub mod blocking;
 pub mod buffer;
+mod completion;
+pub mod device;
+mod operation;
+pub mod probe;
+pub mod ring;
+mod ring_config;
+#[cfg(any(test, feature = "sim"))]
+pub mod sim;
+mod sync_order;
 
 pub use buffer::DmaBuffer;
 
@@ -35,6 +45,7 @@ pub trait Device {
     fn len_bytes(&self) -> u64;
 
     /// A zeroed buffer for this device: `len` bytes, a multiple of [`BLOCK_BYTES`]; registered memory if some is free.
+    /// That is scarce: keep what lives long as [`DmaBuffer::into_owned`].
     fn buffer(&self, len: usize) -> DmaBuffer;
 
     /// Reads exactly `len` bytes at `offset`. Short reads and interruptions are retried inside.

@@ -1,0 +1,208 @@
+//! The memtable: the latest version of each key that is not flushed yet, in key order and in seqno order.
+//!
+//! A vbucket writes into one memtable; freezing it makes it immutable and shared. A frozen memtable is what a view sees of memory, and
+//! what a flush writes.
+//!
+//! Invariants
+//! - Each key is in it once, at its newest version.
+//! - `former` of an entry is the key's newest version outside this memtable: what the flush marks dead.
+//!
+//! Cost: insertion and look-up O(log n).
+//! Does not know: disk, views.
+
+use std::borrow::Borrow;
+use std::collections::BTreeSet;
+use std::ops::Bound;
+use std::rc::Rc;
+
+use crate::format::index::DeathMark;
+use crate::format::manifest_record::VbCounts;
+use crate::seqlist::SeqList;
+use crate::types::{Item, Seqno};
+
+#[derive(Debug)]
+struct Entry {
+    item: Rc<Item>,
+    slot: u32,
+    former: Seqno,
+}
+
+impl Borrow<[u8]> for Entry {
+    fn borrow(&self) -> &[u8] {
+        self.item.key()
+    }
+}
+
+impl PartialEq for Entry {
+    fn eq(&self, other: &Entry) -> bool {
+        self.item.key() == other.item.key()
+    }
+}
+
+impl Eq for Entry {}
+
+impl PartialOrd for Entry {
+    fn partial_cmp(&self, other: &Entry) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Entry {
+    fn cmp(&self, other: &Entry) -> std::cmp::Ordering {
+        self.item.key().cmp(other.item.key())
+    }
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub struct Memtable {
+    by_key: BTreeSet<Entry>,
+    by_seqno: SeqList,
+    bytes: usize,
+    record_bytes: usize,
+    first_position: Option<u64>,
+    last: Seqno,
+    counts: VbCounts,
+}
+
+impl Memtable {
+    /// Takes a version in, whose log record begins at or behind `position`.
+    pub fn insert(&mut self, item: Rc<Item>, position: u64) {
+        self.first_position.get_or_insert(position);
+        self.last = item.meta.seqno;
+        self.bytes += item.resident_bytes();
+        self.record_bytes += crate::format::seqlog_block::seqlog_record_len(&item);
+        let slot = self.by_seqno.append(item.clone());
+        let mut former = item.former.seqno;
+        if let Some(old) = self.by_key.take(item.key()) {
+            former = old.former;
+            self.bytes -= old.item.resident_bytes();
+            self.record_bytes -= crate::format::seqlog_block::seqlog_record_len(&old.item);
+            self.by_seqno.retire(old.slot);
+        }
+        self.by_key.insert(Entry { item, slot, former });
+    }
+
+    /// The version of `key` here.
+    #[must_use]
+    pub fn get(&self, key: &[u8]) -> Option<&Rc<Item>> {
+        self.by_key.get(key).map(|entry| &entry.item)
+    }
+
+    /// The first version whose key is at or above (or, if `exclusive`, above) `key`.
+    #[must_use]
+    pub fn at_or_after(&self, key: &[u8], exclusive: bool) -> Option<&Rc<Item>> {
+        self.range(key, exclusive).next()
+    }
+
+    /// The versions whose keys are at or above (or, if `exclusive`, above) `key`, in key order.
+    pub fn range(&self, key: &[u8], exclusive: bool) -> impl Iterator<Item = &Rc<Item>> {
+        let start = if exclusive { Bound::Excluded(key) } else { Bound::Included(key) };
+        self.by_key.range::<[u8], _>((start, Bound::Unbounded)).map(|entry| &entry.item)
+    }
+
+    /// The versions in key order.
+    pub fn iter(&self) -> impl Iterator<Item = &Rc<Item>> {
+        self.by_key.iter().map(|entry| &entry.item)
+    }
+
+    /// The versions in seqno order, from `start` on.
+    pub fn range_by_seqno(&self, start: Seqno) -> impl Iterator<Item = &Rc<Item>> {
+        self.by_seqno.range_from(start)
+    }
+
+    /// Which older records these versions make dead, in the order of the dead.
+    #[must_use]
+    pub fn marks(&self) -> Vec<DeathMark> {
+        let marks = self.by_key.iter().filter(|entry| entry.former != Seqno(0));
+        let mut marks: Vec<DeathMark> =
+            marks.map(|entry| DeathMark { dead: entry.former, by: entry.item.meta.seqno }).collect();
+        marks.sort_unstable_by_key(|mark| mark.dead);
+        marks
+    }
+
+    /// Number of versions.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.by_key.len()
+    }
+
+    /// Whether it holds none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.by_key.is_empty()
+    }
+
+    /// Resident bytes of the versions.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Bytes the versions take in a seqlog, block headers apart.
+    #[must_use]
+    pub fn record_bytes(&self) -> usize {
+        self.record_bytes
+    }
+
+    /// Position in the log at or below which the first of its records begins.
+    #[must_use]
+    pub fn first_position(&self) -> Option<u64> {
+        self.first_position
+    }
+
+    /// Highest seqno taken in.
+    #[must_use]
+    pub fn last(&self) -> Seqno {
+        self.last
+    }
+
+    /// The vbucket's counts as they were when it was frozen.
+    #[must_use]
+    pub fn counts(&self) -> VbCounts {
+        self.counts
+    }
+
+    /// Makes it immutable: no more insertions. `counts` are the vbucket's at this moment.
+    #[must_use]
+    pub fn freeze(mut self, counts: VbCounts) -> Rc<Memtable> {
+        self.counts = counts;
+        Rc::new(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::{Cas, Former, ItemMeta, Kind};
+
+    fn item(seqno: u64, key: &str, former: u64) -> Rc<Item> {
+        let meta = ItemMeta {
+            seqno: Seqno(seqno),
+            cas: Cas(seqno),
+            revid: 1,
+            flags: 0,
+            expiry: 0,
+            datatype: 0,
+            kind: Kind::Mutation,
+        };
+        Item::with_former(meta, key.as_bytes(), b"v", Former { seqno: Seqno(former), live: former > 0 })
+    }
+
+    #[test]
+    fn an_overwritten_key_stays_once_and_marks_what_lies_outside() {
+        let mut table = Memtable::default();
+        table.insert(item(10, "b", 4), 7);
+        table.insert(item(11, "a", 0), 8);
+        table.insert(item(12, "b", 10), 9);
+        table.insert(item(13, "a", 11), 9);
+        let keys: Vec<_> = table.iter().map(|item| (item.key().to_vec(), item.meta.seqno.0)).collect();
+        assert_eq!(keys, [(b"a".to_vec(), 13), (b"b".to_vec(), 12)]);
+        let seqnos: Vec<_> = table.range_by_seqno(Seqno(0)).map(|item| item.meta.seqno.0).collect();
+        assert_eq!(seqnos, [12, 13]);
+        assert_eq!(table.marks(), [DeathMark { dead: Seqno(4), by: Seqno(12) }]);
+        assert_eq!(table.first_position(), Some(7));
+        assert_eq!(table.at_or_after(b"a", true).unwrap().key(), b"b");
+        assert_eq!(table.bytes(), table.iter().map(|item| item.resident_bytes()).sum::<usize>());
+    }
+}

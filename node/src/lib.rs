@@ -1,4 +1,6 @@
-//! Ringbase, the server.
+//! Ringbase, the server: a library, and a `main.rs` that only glues. Modules are listed bottom up.
+//!
+//! Does not know: how a shard lays out its bytes (`ringbase_storage`), who measures it (`ringbench`, `ringctl`).
 
 pub mod protocol;
 

@@ -5,4 +5,5 @@
 pub mod protocol;
 
 pub mod auth;
+pub mod config;
 pub mod core;

@@ -5,3 +5,4 @@ pub mod protocol;
 pub mod auth;
 pub mod config;
 pub mod core;
+pub mod directory;

@@ -1,6 +1,7 @@
 //! Ringbase, the server.
 
 pub mod protocol;
+pub mod telemetry;
 
 pub mod auth;
 pub mod config;

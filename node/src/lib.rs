@@ -4,3 +4,5 @@ pub mod protocol;
 
 pub mod auth;
 pub mod core;
+
+pub mod net;

@@ -3,3 +3,5 @@
 pub mod protocol;
 
 pub mod auth;
+
+pub mod range_scan;

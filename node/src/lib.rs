@@ -4,7 +4,7 @@
 //! storage engine. Cores talk by message ([`core::mailbox`]). [`server`] starts and stops it all.
 //!
 //! Bottom up: [`protocol`] (bytes to messages, pure), [`telemetry`], [`auth`], [`config`], [`directory`], [`core`] (the
-//! runtime, only home of the executor), [`net`], then what uses them.
+//! runtime, only home of the executor), [`net`], [`range_scan`], then what uses them.
 
 pub mod protocol;
 pub mod telemetry;
@@ -15,3 +15,5 @@ pub mod core;
 pub mod directory;
 
 pub mod net;
+
+pub mod range_scan;

@@ -20,8 +20,9 @@ impl FromStr for ByteSize {
 
     fn from_str(text: &str) -> Result<ByteSize, String> {
         let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-        let number: u64 =
-            text[..digits].parse().map_err(|_| format!("`{text}` is no size; write 4096, 64KiB, 512MiB or 2GiB"))?;
+        let number: u64 = text[..digits]
+            .parse()
+            .map_err(|_| format!("`{text}` is no size; write 4096, 64KiB, 512MiB or 2GiB"))?;
         let shift = match text[digits..].trim().to_ascii_lowercase().as_str() {
             "" | "b" => 0,
             "k" | "kb" | "kib" => 10,
@@ -40,7 +41,8 @@ impl FromStr for ByteSize {
 impl std::fmt::Display for ByteSize {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let units = [(40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")];
-        let unit = units.into_iter().find(|(shift, _)| self.0 >> shift > 0 && self.0.trailing_zeros() >= *shift);
+        let unit =
+            units.into_iter().find(|(shift, _)| self.0 >> shift > 0 && self.0.trailing_zeros() >= *shift);
         match unit {
             Some((shift, unit)) => write!(f, "{}{unit}", self.0 >> shift),
             None => write!(f, "{}B", self.0),
@@ -391,7 +393,8 @@ mod tests {
 
     #[test]
     fn sizes_are_read_and_shown_with_their_units() {
-        for (text, bytes) in [("0", 0), ("4096", 4096), ("64KiB", 65536), ("3m", 3 << 20), ("2GiB", 2 << 30)] {
+        for (text, bytes) in [("0", 0), ("4096", 4096), ("64KiB", 65536), ("3m", 3 << 20), ("2GiB", 2 << 30)]
+        {
             assert_eq!(text.parse::<ByteSize>().unwrap(), ByteSize(bytes));
         }
         assert_eq!(ByteSize(512 << 20).to_string(), "512MiB");

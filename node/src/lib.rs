@@ -1,9 +1,21 @@
-//! Ringbase, the server: a library, and a `main.rs` that only glues. Modules are listed bottom up.
+//! Ringbase, the server: a key-value storage node for bare-metal Linux.
 //!
-//! Does not know: how a shard lays out its bytes (`ringbase_storage`), who measures it (`ringbench`, `ringctl`).
+//! One pinned thread per core runs everything of that core: connections ([`net`]), commands, range scans, and the shards of the
+//! storage engine. Cores talk by message ([`core::mailbox`]). [`server`] starts and stops it all.
+//!
+//! Bottom up: [`protocol`] (bytes to messages, pure), [`telemetry`], [`auth`], [`config`], [`directory`], [`core`] (the
+//! runtime, only home of the executor), [`net`], [`range_scan`], then what uses them.
+//!
+//! Does not know: how a shard lays out its bytes (`ringbase_storage`), who measures the node (`ringbench`, `ringctl`).
 
 pub mod protocol;
+pub mod telemetry;
 
 pub mod auth;
 pub mod config;
 pub mod core;
+pub mod directory;
+
+pub mod net;
+
+pub mod range_scan;

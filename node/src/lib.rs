@@ -1,1 +1,3 @@
 //! Ringbase, the server.
+
+pub mod protocol;

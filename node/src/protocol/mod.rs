@@ -31,6 +31,14 @@ pub mod response;
 
 pub mod hello;
 
+pub mod extras;
+
+pub mod cluster_map;
+pub mod error_map;
+pub mod range_scan;
+pub mod scan_records;
+pub mod stat;
+
 pub mod validate;
 
 pub use datatype::Datatype;

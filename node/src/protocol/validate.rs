@@ -401,9 +401,6 @@ fn check_particular(frame: &Frame<'_>, connection: &ConnectionState) -> Result<(
             let expected = if frame.value.is_empty() { Datatype::RAW } else { Datatype::JSON };
             refuse(frame.datatype() != expected, "The datatype must be JSON iff there is a value")
         }
-        Opcode::DEL_VBUCKET => {
-            refuse(!matches!(frame.value, b"" | b"async=0"), "The value may only be async=0")
-        }
         Opcode::DCP_OPEN => {
             refuse(frame.key.len() > DCP_NAME_BYTES_MAX, "Connection name length exceeds 200")
         }

@@ -1,3 +1,5 @@
 //! Ringbase, the server.
 
 pub mod protocol;
+
+pub mod client;

@@ -17,7 +17,9 @@ use std::rc::Rc;
 
 use crate::extent::{Extents, Space};
 use crate::format::FormatError;
-use crate::format::batch::{BATCH_HEADER_BYTES, BatchHeader, Log, batch_blocks, peek_batch, seal_batch, verify_batch};
+use crate::format::batch::{
+    BATCH_HEADER_BYTES, BatchHeader, Log, batch_blocks, peek_batch, seal_batch, verify_batch,
+};
 use crate::format::manifest_record::{BucketDesc, Extent, Record, VbState};
 use crate::format::superblock::{Geometry, SUPERBLOCK_SLOTS, Superblock};
 use crate::io::{BLOCK_BYTES, Device};
@@ -167,7 +169,8 @@ impl ManifestState {
     pub fn extents(&self) -> impl Iterator<Item = Extent> + '_ {
         self.vbuckets.values().flat_map(|state| {
             let runs = state.runs.iter().flat_map(|run| run.extents.iter().copied().chain([run.index]));
-            let segments = state.segments.iter().flat_map(|one| one.extents.iter().copied().chain([one.index]));
+            let segments =
+                state.segments.iter().flat_map(|one| one.extents.iter().copied().chain([one.index]));
             runs.chain(segments).chain(state.marks.iter().map(|marks| marks.block))
         })
     }
@@ -261,13 +264,8 @@ pub async fn load(device: &Rc<dyn Device>, superblock: &Superblock) -> Result<Lo
     };
     let area = device.read(base, blocks as usize * BLOCK_BYTES).await;
     let area = area.map_err(|source| io_error(device, "read", base, source))?;
-    let mut loaded = Loaded {
-        state: ManifestState::default(),
-        head: 0,
-        previous_crc: 0,
-        batches: 0,
-        torn: false,
-    };
+    let mut loaded =
+        Loaded { state: ManifestState::default(), head: 0, previous_crc: 0, batches: 0, torn: false };
     let check = |head: u64, previous_crc: u32| -> Result<Option<(BatchHeader, u32, &[u8])>, FormatError> {
         let rest = &area[head as usize * BLOCK_BYTES..];
         if rest.is_empty() {

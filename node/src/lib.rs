@@ -2,4 +2,6 @@
 
 pub mod protocol;
 
+pub mod auth;
+
 pub mod client;

@@ -8,6 +8,7 @@
 
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;
+pub(crate) mod tasks;
 
 use std::cell::RefCell;
 use std::future::Future;

@@ -433,6 +433,12 @@ impl Manifest {
         state.next_object
     }
 
+    /// Object ids are at or above `first` from now on: no id of an aborted flush of an earlier run comes again.
+    pub fn start_objects_at(&self, first: u64) {
+        let mut state = self.state.borrow_mut();
+        state.next_object = state.next_object.max(first);
+    }
+
     /// Makes one atomic change durable, then applies it.
     ///
     /// # Errors

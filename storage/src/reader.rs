@@ -105,7 +105,7 @@ pub async fn finish(
             Shape::Metas
         }
     };
-    let block = Block { object: at.identity.object, bytes: bytes.into_unregistered(), shape };
+    let block = Block { object: at.identity.object, bytes, shape };
     Ok(space.cache().insert((space.file(), at.place), block, admission))
 }
 
@@ -121,7 +121,10 @@ pub async fn read(space: &Space, at: &BlockAt, admission: Admission) -> Result<R
 ///
 /// # Errors
 /// `Io`, `Damaged`.
-pub async fn read_uncached(space: &Space, at: &BlockAt) -> Result<(DmaBuffer, std::ops::Range<usize>), ReadError> {
+pub async fn read_uncached(
+    space: &Space,
+    at: &BlockAt,
+) -> Result<(DmaBuffer, std::ops::Range<usize>), ReadError> {
     let offset = at.place * BLOCK_BYTES as u64;
     let bytes = space.device().read(offset, at.blocks as usize * BLOCK_BYTES).await;
     let bytes = bytes.map_err(|source| io_error(space, at, source))?;

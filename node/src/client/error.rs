@@ -10,6 +10,7 @@ use std::io;
 use std::time::Duration;
 
 use super::records::RecordError;
+use crate::auth::SaslClientError;
 use crate::protocol::{CloseReason, EncodeError, Opcode, Status};
 use ringbase_storage::types::VbId;
 
@@ -116,12 +117,13 @@ pub enum ClientError {
         offered: String,
     },
     /// The node could not prove that it knows the password.
-    #[error("the node failed to prove that it knows the password of {user:?}: {found}")]
+    #[error("the node failed to prove that it knows the password of {user:?}")]
     ServerNotTrusted {
         /// The user.
         user: String,
-        /// What was wrong with its proof.
-        found: String,
+        /// What was wrong with its messages.
+        #[source]
+        source: SaslClientError,
     },
     /// There is no such bucket.
     #[error("the node has no bucket {bucket:?}, or the user may not see it")]

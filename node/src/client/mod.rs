@@ -4,7 +4,7 @@
 //! over several connections), [`source`] and [`load`] (documents from files into a node).
 //!
 //! Invariants
-//! - Only `protocol` is used of this crate: what works with this client works over the wire.
+//! - Of this crate only `protocol` and `auth::client` are used: what works with this client works over the wire.
 //! - Blocking `std::net` on ordinary threads; no executor.
 //! - What a node sends is never trusted: every length is bounded, every wait ends.
 //!
@@ -40,3 +40,9 @@ pub use records::{RecordCounts, ScanRecord};
 pub use scan::{ContinueLimits, Scan, ScanCounts, ScanState, scan_vbucket};
 pub use scan_all::{ConnectionScan, ScanAllOptions, ScanReport, scan_all};
 pub use source::{Source, SourceForm};
+
+#[cfg(test)]
+mod fake_server;
+
+#[cfg(test)]
+mod conversation_tests;

@@ -226,9 +226,23 @@ impl<'c> Pipeline<'c> {
         done: &mut impl FnMut(Completion<'_>) -> Result<(), E>,
     ) -> Result<(), E> {
         while self.outstanding() > 0 {
-            self.turn(true, done)?;
+            self.poll(done)?;
         }
         Ok(())
+    }
+
+    /// Does what can be done now, or waits until something can, without adding a request.
+    ///
+    /// # Errors
+    /// As [`Pipeline::submit`].
+    pub fn poll<E: From<ClientError>>(
+        &mut self,
+        done: &mut impl FnMut(Completion<'_>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        if self.outstanding() == 0 {
+            return Ok(());
+        }
+        self.turn(true, done)
     }
 
     fn take_slot(&mut self) -> u16 {

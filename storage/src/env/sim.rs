@@ -20,14 +20,14 @@ use std::collections::BinaryHeap;
 use std::future::Future;
 use std::pin::{Pin, pin};
 use std::rc::{Rc, Weak};
-use std::sync::atomic::{AtomicBool, Ordering as Atomic};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll, Wake, Waker};
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use rand::rngs::Xoshiro256PlusPlus;
 use rand::{Rng, RngExt, SeedableRng};
 
+use super::tasks::{TaskId, Tasks};
 use super::{Clock, Env, LocalFuture, Spawn};
 
 /// Wall-clock time at which every simulation starts: 2026-01-01T00:00:00Z, in nanoseconds since the Unix epoch.
@@ -37,46 +37,10 @@ pub const WALL_START_NS: u64 = 1_767_225_600_000_000_000;
 const EARLY_EVENT_ODDS: u32 = 16;
 /// One in this many calls of `should_yield` says yes.
 const YIELD_ODDS: u32 = 8;
-/// Slot number of the future given to [`SimExecutor::run_until`].
-const MAIN_SLOT: u32 = u32::MAX;
 
 /// Mixes one number into a running trace.
 pub(crate) fn mix(trace: u64, number: u64) -> u64 {
     (trace ^ number).wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(29)
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct TaskId {
-    slot: u32,
-    generation: u32,
-}
-
-/// Wakers must be `Send`, hence the mutex; it is never contended.
-type ReadyList = Arc<Mutex<Vec<TaskId>>>;
-
-struct TaskWaker {
-    id: TaskId,
-    queued: AtomicBool,
-    ready: ReadyList,
-}
-
-impl Wake for TaskWaker {
-    fn wake(self: Arc<Self>) {
-        self.wake_by_ref();
-    }
-
-    fn wake_by_ref(self: &Arc<Self>) {
-        if !self.queued.swap(true, Atomic::Relaxed) {
-            self.ready.lock().unwrap_or_else(PoisonError::into_inner).push(self.id);
-        }
-    }
-}
-
-struct Task {
-    generation: u32,
-    /// Absent while the task is being polled.
-    future: Option<LocalFuture<'static, ()>>,
-    waker: Arc<TaskWaker>,
 }
 
 #[derive(Default)]
@@ -130,10 +94,7 @@ pub(crate) struct Core {
     now_ns: Cell<u64>,
     wall_offset_ns: Cell<i64>,
     random: RefCell<Xoshiro256PlusPlus>,
-    ready: ReadyList,
-    tasks: RefCell<Vec<Option<Task>>>,
-    free_slots: RefCell<Vec<u32>>,
-    next_generation: Cell<u32>,
+    tasks: Tasks,
     events: RefCell<BinaryHeap<Reverse<Event>>>,
     next_sequence: Cell<u64>,
     halted: Cell<bool>,
@@ -146,30 +107,10 @@ impl Core {
         self.random.borrow_mut().random_range(0..one_in) == 0
     }
 
-    fn generation(&self) -> u32 {
-        let generation = self.next_generation.get();
-        self.next_generation.set(generation.wrapping_add(1));
-        generation
-    }
-
-    fn waker(&self, id: TaskId) -> Arc<TaskWaker> {
-        Arc::new(TaskWaker { id, queued: AtomicBool::new(false), ready: Arc::clone(&self.ready) })
-    }
-
     fn spawn(&self, future: LocalFuture<'static, ()>) {
-        if self.halted.get() {
-            return;
+        if !self.halted.get() {
+            self.tasks.spawn(future);
         }
-        let slot = self.free_slots.borrow_mut().pop().unwrap_or_else(|| {
-            let mut tasks = self.tasks.borrow_mut();
-            tasks.push(None);
-            u32::try_from(tasks.len() - 1).expect("fewer tasks than 2^32")
-        });
-        let generation = self.generation();
-        let waker = self.waker(TaskId { slot, generation });
-        self.tasks.borrow_mut()[slot as usize] =
-            Some(Task { generation, future: Some(future), waker: Arc::clone(&waker) });
-        waker.wake();
     }
 
     /// Calls `action` after `delay_ns` of virtual time.
@@ -208,7 +149,7 @@ impl Core {
         if self.halted.get() {
             return Pick::Nothing;
         }
-        let ready_count = self.ready.lock().unwrap_or_else(PoisonError::into_inner).len();
+        let ready_count = self.tasks.ready_count();
         if (ready_count == 0 || self.odds(EARLY_EVENT_ODDS))
             && let Some(event) = self.next_event()
         {
@@ -218,7 +159,7 @@ impl Core {
             return Pick::Nothing;
         }
         let chosen = self.random.borrow_mut().random_range(0..ready_count);
-        Pick::Task(self.ready.lock().unwrap_or_else(PoisonError::into_inner).swap_remove(chosen))
+        self.tasks.take_at(chosen).map_or(Pick::Nothing, Pick::Task)
     }
 
     fn count_step(&self, what: u64) {
@@ -247,38 +188,16 @@ impl Core {
     }
 
     fn poll_task(&self, id: TaskId) {
-        let taken = match self.tasks.borrow_mut().get_mut(id.slot as usize) {
-            Some(Some(task)) if task.generation == id.generation => {
-                task.waker.queued.store(false, Atomic::Relaxed);
-                task.future.take().map(|future| (future, Arc::clone(&task.waker)))
-            }
-            Some(_) | None => None,
-        };
-        let Some((mut future, waker)) = taken else { return };
-        self.count_step(u64::from(id.slot) << 32 | u64::from(id.generation));
-        let waker = Waker::from(waker);
-        let ended = future.as_mut().poll(&mut Context::from_waker(&waker)).is_ready();
-        if ended {
-            self.tasks.borrow_mut()[id.slot as usize] = None;
-            self.free_slots.borrow_mut().push(id.slot);
-        } else if let Some(task) = &mut self.tasks.borrow_mut()[id.slot as usize] {
-            task.future = Some(future);
-        }
+        self.count_step(id.number());
+        self.tasks.poll(id);
     }
 
     /// Drops every task and every event.
     fn clear(&self) {
         self.halt();
-        loop {
-            let tasks = std::mem::take(&mut *self.tasks.borrow_mut());
-            let events = std::mem::take(&mut *self.events.borrow_mut());
-            if tasks.is_empty() && events.is_empty() {
-                break;
-            }
-            drop(tasks);
-            drop(events);
-        }
-        self.free_slots.borrow_mut().clear();
+        self.tasks.close();
+        let events = std::mem::take(&mut *self.events.borrow_mut());
+        drop(events);
     }
 }
 
@@ -349,10 +268,7 @@ impl SimExecutor {
                 now_ns: Cell::new(0),
                 wall_offset_ns: Cell::new(0),
                 random: RefCell::new(Xoshiro256PlusPlus::seed_from_u64(seed)),
-                ready: ReadyList::default(),
-                tasks: RefCell::default(),
-                free_slots: RefCell::default(),
-                next_generation: Cell::new(0),
+                tasks: Tasks::new(None),
                 events: RefCell::default(),
                 next_sequence: Cell::new(0),
                 halted: Cell::new(false),
@@ -394,14 +310,13 @@ impl SimExecutor {
     /// Runs until `future` resolves. `None`: nothing is left that could wake it, or the process was killed.
     pub fn run_until<T>(&self, future: impl Future<Output = T>) -> Option<T> {
         let mut future = pin!(future);
-        let main = TaskId { slot: MAIN_SLOT, generation: self.core.generation() };
-        let main_waker = self.core.waker(main);
+        let main_waker = self.core.tasks.host_waker();
         let waker = Waker::from(Arc::clone(&main_waker));
         waker.wake_by_ref();
         loop {
             match self.core.pick() {
-                Pick::Task(id) if id == main => {
-                    main_waker.queued.store(false, Atomic::Relaxed);
+                Pick::Task(id) if id == main_waker.id() => {
+                    main_waker.taken();
                     self.core.count_step(u64::MAX);
                     if let Poll::Ready(value) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
                         return Some(value);

@@ -19,10 +19,15 @@ use std::io;
 
 use crate::env::LocalFuture;
 
+pub mod blocking;
 pub mod buffer;
 mod completion;
+pub mod device;
+mod operation;
+pub mod ring;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;
+mod sync_order;
 
 pub use buffer::DmaBuffer;
 

@@ -26,7 +26,7 @@ pub use replay::{Replay, ReplayStats, replay};
 use crate::format::FormatError;
 use crate::format::batch::{BATCH_HEADER_BYTES, BatchHeader, Log, NO_RECORD, batch_blocks, seal_batch};
 use crate::format::superblock::Geometry;
-use crate::format::wal_record::{encode_wal_record, wal_record_len};
+use crate::format::wal_record::encode_wal_record;
 use crate::io::{BLOCK_BYTES, Device};
 use crate::types::{BucketId, Item, VbId};
 
@@ -226,10 +226,10 @@ impl Wal {
         waiting <= PENDING_BYTES_MAX && used * 10 <= self.shape.blocks * 9
     }
 
-    /// Whether a record of this item is not too long for this log.
+    /// Longest record in bytes that this log takes.
     #[must_use]
-    pub fn takes(&self, item: &Item) -> bool {
-        wal_record_len(item) <= self.shape.record_bytes_max()
+    pub fn record_bytes_max(&self) -> usize {
+        self.shape.record_bytes_max()
     }
 
     /// Nothing before `position` is needed any more, durably.
@@ -325,6 +325,7 @@ impl Wal {
 mod tests {
     use super::*;
     use crate::env::sim::SimExecutor;
+    use crate::format::wal_record::wal_record_len;
     use crate::io::sim::SimDisk;
     use crate::types::{Cas, ItemMeta, Kind, Seqno};
 

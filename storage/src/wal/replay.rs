@@ -12,6 +12,7 @@ use crate::format::FormatError;
 use crate::format::batch::{BatchHeader, Log, NO_RECORD, peek_batch, verify_batch};
 use crate::format::wal_record::{WalRecord, decode_wal_record, peek_wal_record_len};
 use crate::io::{BLOCK_BYTES, Device, DmaBuffer};
+use crate::mutant::{Mutant, is_on};
 
 /// Bytes read at once.
 const WINDOW_BYTES: usize = 2 << 20;
@@ -136,7 +137,7 @@ pub async fn replay(
         let claim = highest_claim(&what, &mut window).await?;
         stats.manifest_generation = stats.manifest_generation.max(claim.manifest_generation);
         stats.generation = stats.generation.max(claim.generation);
-        if claim.durable > stats.head {
+        if claim.durable > stats.head && !is_on(Mutant::CutDamage) {
             let source = end.unwrap_or(FormatError::Invalid {
                 what: "write-ahead log",
                 field: "position",

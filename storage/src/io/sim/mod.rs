@@ -524,7 +524,7 @@ impl SimDevice {
         durable: bool,
     ) -> LocalFuture<'static, io::Result<DmaBuffer>> {
         assert_blocks(offset, buffer.len());
-        if offset + buffer.len() as u64 > self.len_bytes.get() {
+        if offset.saturating_add(buffer.len() as u64) > self.len_bytes.get() {
             let message =
                 format!("write of {} bytes at {offset} beyond the end of {}", buffer.len(), self.name);
             return Box::pin(std::future::ready(Err(io::Error::new(io::ErrorKind::InvalidInput, message))));
@@ -550,7 +550,7 @@ impl Device for SimDevice {
 
     fn read(&self, offset: u64, len: usize) -> LocalFuture<'static, io::Result<DmaBuffer>> {
         assert_blocks(offset, len);
-        if offset + len as u64 > self.len_bytes.get() {
+        if offset.saturating_add(len as u64) > self.len_bytes.get() {
             let message = format!("read of {len} bytes at {offset} beyond the end of {}", self.name);
             return Box::pin(std::future::ready(Err(io::Error::new(io::ErrorKind::UnexpectedEof, message))));
         }

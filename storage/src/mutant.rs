@@ -1,0 +1,67 @@
+//! Deliberate faults, to prove that the checkers notice them.
+//!
+//! Each guarantee has at least one mutant: the sync left out, the check left out. A test turns one on for its thread and demands that the
+//! checker finds a violation. Without the feature `sim` every question is the constant `false`.
+//!
+//! Does not know: who asks.
+
+/// Which fault.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mutant {
+    /// The persisted seqno rises before the sync (G1, G2).
+    EarlyAck,
+    /// A flush is committed without syncing the data file first (G1).
+    NoDataSync,
+    /// Checksum and identity of blocks are not looked at (G3, G5).
+    NoBlockCheck,
+    /// Damage in the log is always taken for a torn tail (G4).
+    CutDamage,
+    /// An unclean stop makes no new branch.
+    NoNewBranch,
+    /// A flush commits no death marks.
+    NoDeathMarks,
+}
+
+#[cfg(any(test, feature = "sim"))]
+mod switch {
+    use super::Mutant;
+    use std::cell::Cell;
+
+    thread_local! {
+        static ACTIVE: Cell<Option<Mutant>> = const { Cell::new(None) };
+    }
+
+    /// Whether the fault is turned on for this thread.
+    #[must_use]
+    pub fn is_on(mutant: Mutant) -> bool {
+        ACTIVE.get() == Some(mutant)
+    }
+
+    /// Turns a fault on for this thread until the guard is dropped.
+    #[must_use]
+    pub fn turn_on(mutant: Mutant) -> Guard {
+        ACTIVE.set(Some(mutant));
+        Guard(())
+    }
+
+    /// See [`turn_on`].
+    #[derive(Debug)]
+    pub struct Guard(());
+
+    impl Drop for Guard {
+        fn drop(&mut self) {
+            ACTIVE.set(None);
+        }
+    }
+}
+
+#[cfg(any(test, feature = "sim"))]
+pub use switch::{Guard, is_on, turn_on};
+
+/// Never, in a build without the feature `sim`.
+#[cfg(not(any(test, feature = "sim")))]
+#[must_use]
+#[inline(always)]
+pub const fn is_on(_: Mutant) -> bool {
+    false
+}

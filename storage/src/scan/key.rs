@@ -1,0 +1,539 @@
+//! A scan in key order over one collection of a view: keys as they lie in the key columns, or documents.
+//!
+//! Documents are read a window at a time: the keys of the window are gathered, their blocks read in order of place with many reads under way,
+//! then the documents leave in key order. What is resident needs no read.
+//!
+//! Invariants
+//! - The buffer is tested after each record: it exceeds the bound by at most one record (T5.4).
+//! - Each call delivers at least one record unless the end or an error is reached (T5.2).
+//!
+//! Does not know: who asks, the wire's document record (an encoder is an argument).
+
+use std::collections::{BTreeMap, VecDeque};
+use std::rc::Rc;
+
+use super::merge::{Merge, Stretch};
+use crate::cache::{Admission, Block};
+use crate::format::key_block::{KeyPart, put_leb128};
+use crate::reader::{BlockAt, ReadError, Reading, damaged, finish, start};
+use crate::run::key_part;
+use crate::seqlog::{segment_of, seqlog_block};
+use crate::types::{Item, ItemMeta, Seqno};
+use crate::vbstore::ReadView;
+
+/// Documents gathered for one window.
+const WINDOW_RECORDS: usize = 256;
+
+/// Bytes of blocks read for one window; one block may exceed it.
+const WINDOW_BYTES: usize = 4 << 20;
+
+/// Stretches between two looks at the clock.
+const CLOCK_EVERY: u32 = 64;
+
+/// Which keys: of one collection, from a start to an end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeyRange {
+    /// LEB128 form of the collection id.
+    pub prefix: Vec<u8>,
+    /// First key, without prefix.
+    pub start: Vec<u8>,
+    /// Whether the start itself is left out.
+    pub start_exclusive: bool,
+    /// Last key, without prefix; `None` for no end.
+    pub end: Option<Vec<u8>>,
+    /// Whether the end itself is left out.
+    pub end_exclusive: bool,
+}
+
+impl KeyRange {
+    /// All keys of a collection.
+    #[must_use]
+    pub fn collection(id: u32) -> KeyRange {
+        let mut prefix = Vec::new();
+        put_leb128(&mut prefix, id);
+        KeyRange { prefix, start: Vec::new(), start_exclusive: false, end: None, end_exclusive: false }
+    }
+
+    pub(super) fn first_key(&self) -> Vec<u8> {
+        [&self.prefix[..], &self.start].concat()
+    }
+
+    /// How many keys of a part, from its beginning, are not behind the end.
+    pub(super) fn end_in(&self, part: &KeyPart, bytes: &[u8]) -> usize {
+        let Some(end) = &self.end else { return part.records as usize };
+        let index = part.lower_bound(bytes, 0, end);
+        let is_end = index < part.records as usize && part.key(bytes, index) == end;
+        index + usize::from(is_end && !self.end_exclusive)
+    }
+
+    /// Whether a key (with prefix) that is not below the start lies in the range.
+    pub(super) fn contains_from_start(&self, key: &[u8]) -> bool {
+        let Some(logical) = key.strip_prefix(&self.prefix[..]) else { return false };
+        match &self.end {
+            None => true,
+            Some(end) if self.end_exclusive => logical < &end[..],
+            Some(end) => logical <= &end[..],
+        }
+    }
+}
+
+/// Appends one document record: metadata, key without prefix, value.
+pub type DocumentEncoder = Rc<dyn Fn(&mut Vec<u8>, &ItemMeta, &[u8], &[u8])>;
+
+/// Decides whether a key (without prefix) is wanted; asked once for each live key, in order.
+pub type Select = Box<dyn FnMut(&[u8]) -> bool>;
+
+/// What a scan delivers.
+#[derive(Clone)]
+pub enum Content {
+    /// Per key its length as LEB128 and its bytes without prefix.
+    Keys,
+    /// What the encoder appends.
+    Documents(DocumentEncoder),
+}
+
+/// When a call returns. Items, bytes and deadline go on over calls; the caller makes new ones for each request.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// The buffer is full at this length.
+    pub buffer_bytes: usize,
+    /// Records still allowed.
+    pub items: Option<u64>,
+    /// Bytes of records still allowed; reaching it stops.
+    pub bytes: Option<u64>,
+    /// Monotonic nanoseconds.
+    pub deadline_ns: Option<u64>,
+}
+
+/// Why a call returned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stop {
+    /// The buffer is full; more may follow.
+    BufferFull,
+    /// A limit was reached; more may follow.
+    Limit,
+    /// There is nothing more.
+    End,
+}
+
+/// What a scan has delivered so far.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub struct ScanCounts {
+    /// Records delivered.
+    pub records: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Documents taken from memory.
+    pub from_memory: u64,
+    /// Documents read from blocks.
+    pub from_disk: u64,
+}
+
+struct Candidate {
+    key: Vec<u8>,
+    seqno: Seqno,
+    item: Option<Rc<Item>>,
+}
+
+/// See the module.
+pub struct KeyScan {
+    view: ReadView,
+    range: KeyRange,
+    content: Content,
+    select: Option<Select>,
+    merge: Option<Merge>,
+    epoch: u64,
+    /// A stretch that is not used up, at `from`.
+    stretch: Option<(Rc<Block>, usize, usize)>,
+    window: VecDeque<Candidate>,
+    blocks: BTreeMap<u64, Rc<Block>>,
+    ended: bool,
+    counts: ScanCounts,
+}
+
+impl KeyScan {
+    /// A scan of `range` in `view`.
+    #[must_use]
+    pub fn new(view: ReadView, range: KeyRange, content: Content, select: Option<Select>) -> KeyScan {
+        KeyScan {
+            epoch: view.epoch(),
+            view,
+            range,
+            content,
+            select,
+            merge: None,
+            stretch: None,
+            window: VecDeque::new(),
+            blocks: BTreeMap::new(),
+            ended: false,
+            counts: ScanCounts::default(),
+        }
+    }
+
+    /// The view it reads.
+    #[must_use]
+    pub fn view(&self) -> &ReadView {
+        &self.view
+    }
+
+    /// What it has delivered.
+    #[must_use]
+    pub fn counts(&self) -> ScanCounts {
+        self.counts
+    }
+
+    /// Lets go of everything but the position and the view.
+    pub fn park(&mut self) {
+        if let Some(first) = self.window.front() {
+            self.range.start = first.key[self.range.prefix.len()..].to_vec();
+            self.range.start_exclusive = false;
+        }
+        self.merge = None;
+        self.stretch = None;
+        self.window = VecDeque::new();
+        self.blocks = BTreeMap::new();
+    }
+
+    /// Whether the range holds a live key.
+    ///
+    /// # Errors
+    /// `Io`, `Damaged`.
+    pub async fn has_any(view: &ReadView, range: &KeyRange) -> Result<bool, ReadError> {
+        let mut probe = KeyScan::new(view.clone(), range.clone(), Content::Keys, None);
+        let mut limits = Limits { buffer_bytes: 0, items: Some(1), bytes: None, deadline_ns: None };
+        let mut out = Vec::new();
+        probe.fill(&mut out, &mut limits).await?;
+        Ok(probe.counts.records > 0)
+    }
+
+    /// Appends records to `out` until it is full, a limit or the end is reached.
+    ///
+    /// # Errors
+    /// `Io`, `Damaged`: the scan is over; what `out` holds is valid but must not be taken for complete.
+    pub async fn fill(&mut self, out: &mut Vec<u8>, limits: &mut Limits) -> Result<Stop, ReadError> {
+        let result = match self.content.clone() {
+            Content::Keys => self.fill_keys(out, limits).await,
+            Content::Documents(encode) => self.fill_documents(out, limits, &encode).await,
+        };
+        if !matches!(result, Ok(Stop::BufferFull)) {
+            self.park();
+        }
+        result
+    }
+
+    /// The merge over where the view's contents lie now.
+    fn merge(&mut self) -> &mut Merge {
+        if self.merge.is_none() || self.epoch != self.view.epoch() {
+            let (parts, epoch) = self.view.parts();
+            self.epoch = epoch;
+            self.merge = Some(Merge::new(self.range.clone(), &parts));
+        }
+        self.merge.as_mut().expect("made above")
+    }
+
+    /// Everything up to this key has left the merge.
+    fn passed(&mut self, key: &[u8]) {
+        self.range.start.clear();
+        self.range.start.extend_from_slice(key);
+        self.range.start_exclusive = true;
+    }
+
+    fn now(&self) -> u64 {
+        self.view.store().core().env().clock.monotonic_ns()
+    }
+
+    fn stop(&self, out: &[u8], limits: &Limits, look_at_clock: bool) -> Option<Stop> {
+        if limits.items == Some(0) || limits.bytes == Some(0) {
+            return Some(Stop::Limit);
+        }
+        if look_at_clock && limits.deadline_ns.is_some_and(|deadline| self.now() >= deadline) {
+            return Some(Stop::Limit);
+        }
+        (out.len() >= limits.buffer_bytes).then_some(Stop::BufferFull)
+    }
+
+    fn count(&mut self, limits: &mut Limits, records: usize, bytes: usize) {
+        self.counts.records += records as u64;
+        self.counts.bytes += bytes as u64;
+        limits.items = limits.items.map(|items| items.saturating_sub(records as u64));
+        limits.bytes = limits.bytes.map(|left| left.saturating_sub(bytes as u64));
+    }
+
+    async fn fill_keys(&mut self, out: &mut Vec<u8>, limits: &mut Limits) -> Result<Stop, ReadError> {
+        let mut rounds = 0u32;
+        loop {
+            let (block, from, to) = match self.stretch.take() {
+                Some(stretch) => stretch,
+                None => match self.next_stretch().await? {
+                    None => {
+                        self.ended = true;
+                        return Ok(Stop::End);
+                    }
+                    Some(Stretch::Item(item)) => {
+                        let delivered = self.take_item_key(&item, out, limits);
+                        rounds += 1;
+                        let clock = rounds.is_multiple_of(CLOCK_EVERY) || limits.deadline_ns.is_some();
+                        if let Some(stop) = delivered.then(|| self.stop(out, limits, clock)).flatten() {
+                            return Ok(stop);
+                        }
+                        self.relax(rounds).await;
+                        continue;
+                    }
+                    Some(Stretch::Part { block, from, to }) => (block, from, to),
+                },
+            };
+            let (taken, delivered) = self.take_keys(&block, from, to, out, limits);
+            self.passed(key_part(&block).key(&block.bytes, taken - 1));
+            if taken < to {
+                self.stretch = Some((block, taken, to));
+            }
+            rounds += 1;
+            if let Some(stop) = delivered.then(|| self.stop(out, limits, true)).flatten() {
+                return Ok(stop);
+            }
+            self.relax(rounds).await;
+        }
+    }
+
+    async fn relax(&mut self, rounds: u32) {
+        if rounds.is_multiple_of(16) {
+            self.view.store().core().env().relax().await;
+        }
+        if self.epoch != self.view.epoch() {
+            // The contents moved: what was found so far is used up first, then the merge begins anew behind it.
+            self.stretch = None;
+            self.merge = None;
+        }
+    }
+
+    async fn next_stretch(&mut self) -> Result<Option<Stretch>, ReadError> {
+        if self.ended {
+            return Ok(None);
+        }
+        loop {
+            let mut merge = {
+                self.merge();
+                self.merge.take().expect("made above")
+            };
+            let next = merge.next().await?;
+            if self.epoch == self.view.epoch() {
+                self.merge = Some(merge);
+                return Ok(next);
+            }
+        }
+    }
+
+    fn take_item_key(&mut self, item: &Rc<Item>, out: &mut Vec<u8>, limits: &mut Limits) -> bool {
+        let key = &item.key()[self.range.prefix.len()..];
+        self.passed(key);
+        if item.meta.kind.is_deleted() || !self.select.as_mut().is_none_or(|select| select(key)) {
+            return false;
+        }
+        let before = out.len();
+        put_leb128(out, key.len() as u32);
+        out.extend_from_slice(key);
+        self.counts.from_memory += 1;
+        self.count(limits, 1, out.len() - before);
+        true
+    }
+
+    /// Takes keys of a stretch until a limit; returns where it stopped and whether the last key taken was delivered.
+    fn take_keys(
+        &mut self,
+        block: &Rc<Block>,
+        from: usize,
+        to: usize,
+        out: &mut Vec<u8>,
+        limits: &mut Limits,
+    ) -> (usize, bool) {
+        let part = key_part(block);
+        if part.tombstones == 0 && self.select.is_none() {
+            let to = part_limit(part, &block.bytes, from, to, out.len(), limits);
+            let records = part.records(&block.bytes, from, to);
+            out.extend_from_slice(records);
+            self.counts.from_disk += (to - from) as u64;
+            self.count(limits, to - from, records.len());
+            return (to, true);
+        }
+        for index in from..to {
+            if part.seqno(&block.bytes, index).1 {
+                continue;
+            }
+            let key = part.key(&block.bytes, index);
+            if !self.select.as_mut().is_none_or(|select| select(key)) {
+                continue;
+            }
+            let record = part.records(&block.bytes, index, index + 1);
+            out.extend_from_slice(record);
+            self.counts.from_disk += 1;
+            self.count(limits, 1, record.len());
+            if self.stop(out, limits, false).is_some() {
+                return (index + 1, true);
+            }
+        }
+        (to, false)
+    }
+
+    async fn fill_documents(
+        &mut self,
+        out: &mut Vec<u8>,
+        limits: &mut Limits,
+        encode: &DocumentEncoder,
+    ) -> Result<Stop, ReadError> {
+        loop {
+            while let Some(candidate) = self.window.pop_front() {
+                let before = out.len();
+                let key = &candidate.key[self.range.prefix.len()..];
+                match &candidate.item {
+                    Some(item) => {
+                        encode(out, &item.meta, key, item.value());
+                        self.counts.from_memory += 1;
+                    }
+                    None => {
+                        self.encode_from_block(&candidate, key, out, encode)?;
+                        self.counts.from_disk += 1;
+                    }
+                }
+                self.count(limits, 1, out.len() - before);
+                if let Some(stop) = self.stop(out, limits, true) {
+                    return Ok(stop);
+                }
+            }
+            self.blocks.clear();
+            let room = limits.items.map_or(WINDOW_RECORDS, |items| WINDOW_RECORDS.min(items as usize));
+            if !self.gather(room.max(1)).await? {
+                return Ok(Stop::End);
+            }
+            self.view.store().core().env().relax().await;
+        }
+    }
+
+    fn encode_from_block(
+        &self,
+        candidate: &Candidate,
+        key: &[u8],
+        out: &mut Vec<u8>,
+        encode: &DocumentEncoder,
+    ) -> Result<(), ReadError> {
+        let space = self.view.store().core().space();
+        let missing = |place| {
+            let source = crate::format::FormatError::Invalid {
+                what: "seqlog",
+                field: "seqno",
+                found: candidate.seqno.0,
+                rule: "a run points to it, so a block holds it",
+            };
+            damaged(space, place, source)
+        };
+        let block = self.blocks.range(..=candidate.seqno.0).next_back();
+        let Some((_, block)) = block else { return Err(missing(0)) };
+        let record = seqlog_block(block).find(&block.bytes, candidate.seqno);
+        let place = crate::format::block::peek_block(&block.bytes).map_or(0, |(_, header)| header.place);
+        match record.map_err(|source| damaged(space, place, source))? {
+            Some(record) if record.key[self.range.prefix.len().min(record.key.len())..] == *key => {
+                encode(out, &record.meta, key, record.value);
+                Ok(())
+            }
+            _ => Err(missing(place)),
+        }
+    }
+
+    /// Gathers the next window and reads its blocks; false at the end.
+    async fn gather(&mut self, records: usize) -> Result<bool, ReadError> {
+        let mut places: BTreeMap<u64, (Seqno, BlockAt)> = BTreeMap::new();
+        let mut bytes = 0;
+        let (parts, _) = self.view.parts();
+        while self.window.len() < records && bytes < WINDOW_BYTES {
+            let stretch = match self.stretch.take() {
+                Some((block, from, to)) => Some(Stretch::Part { block, from, to }),
+                None => self.next_stretch().await?,
+            };
+            match stretch {
+                None => {
+                    self.ended = true;
+                    break;
+                }
+                Some(Stretch::Item(item)) => {
+                    let key = item.key().to_vec();
+                    self.admit(
+                        Candidate { key, seqno: item.meta.seqno, item: Some(item.clone()) },
+                        item.meta.kind.is_deleted(),
+                    );
+                }
+                Some(Stretch::Part { block, from, to }) => {
+                    let part = key_part(&block);
+                    let (seqno, deleted) = part.seqno(&block.bytes, from);
+                    let key = [&self.range.prefix[..], part.key(&block.bytes, from)].concat();
+                    if from + 1 < to {
+                        self.stretch = Some((block.clone(), from + 1, to));
+                    }
+                    let item = self.view.store().resident(&key, seqno);
+                    let needs_block = item.is_none();
+                    let admitted = self.admit(Candidate { key, seqno, item }, deleted);
+                    if admitted && needs_block {
+                        let segment = segment_of(&parts.version.segments, seqno);
+                        let found = segment.and_then(|segment| Some((segment, segment.fence_of(seqno)?)));
+                        let newest;
+                        let (segment, fence) = match found {
+                            Some(found) => found,
+                            None => {
+                                // A flush moved the contents while this window was gathered.
+                                newest = self.view.parts().0;
+                                let segment = segment_of(&newest.version.segments, seqno);
+                                match segment.and_then(|segment| Some((segment, segment.fence_of(seqno)?))) {
+                                    Some(found) => found,
+                                    None => continue,
+                                }
+                            }
+                        };
+                        let at = segment.block_at(fence);
+                        if places.insert(at.place, (fence.first, at)).is_none() {
+                            bytes += at.blocks as usize * crate::io::BLOCK_BYTES;
+                        }
+                    }
+                }
+            }
+        }
+        let space = self.view.store().core().space().clone();
+        let readings: Vec<(Seqno, BlockAt, Reading)> =
+            places.into_values().map(|(first, at)| (first, at, start(&space, &at))).collect();
+        for (first, at, reading) in readings {
+            let block = finish(&space, &at, reading, Admission::FreeRoom).await?;
+            self.blocks.insert(first.0, block);
+        }
+        Ok(!self.window.is_empty())
+    }
+
+    fn admit(&mut self, candidate: Candidate, deleted: bool) -> bool {
+        let key = &candidate.key[self.range.prefix.len()..];
+        let wanted = !deleted && self.select.as_mut().is_none_or(|select| select(key));
+        self.range.start.clear();
+        self.range.start.extend_from_slice(key);
+        self.range.start_exclusive = true;
+        if wanted {
+            self.window.push_back(candidate);
+        }
+        wanted
+    }
+}
+
+/// Where a stretch must stop so that the buffer and the limits are tested after each record.
+fn part_limit(part: &KeyPart, bytes: &[u8], from: usize, to: usize, have: usize, limits: &Limits) -> usize {
+    let to = limits.items.map_or(to, |items| to.min(from.saturating_add(items.max(1) as usize)));
+    let room = limits.buffer_bytes.saturating_sub(have);
+    let room = limits.bytes.map_or(room, |left| room.min(left as usize)).max(1);
+    let start = part.place(bytes, from);
+    if part.place(bytes, to) - start < room {
+        return to;
+    }
+    let (mut low, mut high) = (from + 1, to);
+    while low < high {
+        let middle = low.midpoint(high);
+        if part.place(bytes, middle) - start < room {
+            low = middle + 1;
+        } else {
+            high = middle;
+        }
+    }
+    low
+}

@@ -1,0 +1,292 @@
+//! The merge under a scan in key order: runs and frozen memtables of a view, newest version first.
+//!
+//! Works in stretches: as long as one source's keys lie below all others', they are taken as a piece of its key column.
+//!
+//! Invariants
+//! - Keys leave in strictly rising order, each from the newest source that has it; deletions leave too, marked.
+//!
+//! Cost: a key of one source alone costs its bytes; interleaved keys cost one comparison a source.
+//! Does not know: limits, what is done with keys.
+
+use std::collections::VecDeque;
+use std::rc::Rc;
+
+use super::KeyRange;
+use crate::cache::Block;
+use crate::memtable::Memtable;
+use crate::reader::ReadError;
+use crate::run::{Cursor, ReadAhead, Run, key_part};
+use crate::types::Item;
+use crate::vbstore::Parts;
+
+/// Versions taken from a memtable at once.
+const TABLE_BATCH: usize = 128;
+
+/// Key parts read ahead in all, over all runs.
+const PARTS_AHEAD: usize = 16;
+
+struct RunSource {
+    cursor: Cursor,
+    /// Keys of the current part that lie in the range.
+    upto: usize,
+    ended: bool,
+}
+
+struct TableSource {
+    table: Rc<Memtable>,
+    batch: VecDeque<Rc<Item>>,
+    last: Vec<u8>,
+    ended: bool,
+}
+
+enum Source {
+    Run(RunSource),
+    Table(TableSource),
+}
+
+/// The next stretch of keys.
+pub(super) enum Stretch {
+    /// Keys `from..to` of a key part.
+    Part {
+        /// The part.
+        block: Rc<Block>,
+        /// First key.
+        from: usize,
+        /// Behind the last key.
+        to: usize,
+    },
+    /// A version in memory.
+    Item(Rc<Item>),
+}
+
+/// See the module.
+pub(super) struct Merge {
+    range: Rc<KeyRange>,
+    sources: Vec<Source>,
+}
+
+impl RunSource {
+    fn new(run: &Rc<Run>, start: &[u8], ahead: usize) -> RunSource {
+        let ahead = ReadAhead { parts: ahead, metas: false };
+        RunSource { cursor: Cursor::new(run.clone(), start, ahead), upto: 0, ended: false }
+    }
+
+    /// Whether it stands on a key of the range.
+    #[inline]
+    fn has_key(&self) -> bool {
+        !self.ended && self.cursor.has_key() && self.cursor.part().1 < self.upto
+    }
+
+    /// Moves to the next key of the range, over parts; `start` is where the scan began or resumed.
+    async fn settle(&mut self, range: &KeyRange, start: &[u8]) -> Result<(), ReadError> {
+        while !self.ended && !self.has_key() {
+            if self.cursor.has_key() {
+                // The rest of this part lies behind the range.
+                self.ended = true;
+            } else if !self.cursor.load().await? {
+                self.ended = true;
+            } else if self.cursor.seek_in_part(start) {
+                let (block, _) = self.cursor.part();
+                let part = key_part(block);
+                if self.cursor.prefix() == range.prefix {
+                    self.upto = range.end_in(part, &block.bytes);
+                } else {
+                    self.ended = true;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl TableSource {
+    fn refill(&mut self, range: &KeyRange) {
+        if self.batch.is_empty() && !self.ended {
+            let inclusive = self.last.is_empty();
+            let from = if inclusive { range.first_key() } else { std::mem::take(&mut self.last) };
+            let items = self.table.range(&from, !inclusive).take(TABLE_BATCH);
+            self.batch.extend(items.take_while(|item| range.contains_from_start(item.key())).cloned());
+            self.ended = self.batch.len() < TABLE_BATCH;
+            self.last = self.batch.back().map_or(from, |item| item.key().to_vec());
+        }
+    }
+}
+
+impl Source {
+    fn key(&self, prefix_len: usize) -> Option<&[u8]> {
+        match self {
+            Source::Run(run) => run.has_key().then(|| run.cursor.key()),
+            Source::Table(table) => table.batch.front().map(|item| &item.key()[prefix_len..]),
+        }
+    }
+}
+
+impl Merge {
+    /// A merge of what `parts` hold, from the start of `range` on.
+    pub(super) fn new(range: KeyRange, parts: &Parts) -> Merge {
+        let ahead = (PARTS_AHEAD / parts.version.runs.len().max(1)).max(2);
+        let start = range.first_key();
+        let runs = parts.version.runs.iter().map(|run| Source::Run(RunSource::new(run, &start, ahead)));
+        let tables = parts.frozen.iter().map(|table| {
+            Source::Table(TableSource {
+                table: table.clone(),
+                batch: VecDeque::new(),
+                last: Vec::new(),
+                ended: false,
+            })
+        });
+        Merge { sources: runs.chain(tables).collect(), range: Rc::new(range) }
+    }
+
+    /// The next stretch, or `None` at the end.
+    pub(super) async fn next(&mut self) -> Result<Option<Stretch>, ReadError> {
+        let needs_part = |source: &Source| matches!(source, Source::Run(run) if !run.ended && !run.has_key());
+        if self.sources.iter().any(needs_part) {
+            let start = self.range.first_key();
+            for source in &mut self.sources {
+                if let Source::Run(run) = source {
+                    run.settle(&self.range, &start).await?;
+                }
+            }
+        }
+        for source in &mut self.sources {
+            if let Source::Table(table) = source {
+                table.refill(&self.range);
+            }
+        }
+        if self.range.start_exclusive {
+            self.skip_start();
+            if self.sources.iter().any(needs_part) {
+                return Box::pin(self.next()).await;
+            }
+        }
+        Ok(self.take())
+    }
+
+    /// Moves every source that stands on the excluded start past it; afterwards the start counts as included.
+    fn skip_start(&mut self) {
+        let range = Rc::make_mut(&mut self.range);
+        range.start_exclusive = false;
+        let prefix_len = range.prefix.len();
+        for source in &mut self.sources {
+            if source.key(prefix_len) == Some(&range.start) {
+                source.step();
+            }
+        }
+        // What comes is above the start: its successor in byte order.
+        range.start.push(0);
+    }
+
+    fn take(&mut self) -> Option<Stretch> {
+        let prefix_len = self.range.prefix.len();
+        // Lowest key; of equal ones the newest source, which stands last.
+        let mut winner: Option<(usize, &[u8])> = None;
+        let mut runner_up: Option<&[u8]> = None;
+        let mut equal = false;
+        for (index, source) in self.sources.iter().enumerate() {
+            let Some(key) = source.key(prefix_len) else { continue };
+            match winner {
+                Some((_, lowest)) if key > lowest => {
+                    if runner_up.is_none_or(|other| key < other) {
+                        runner_up = Some(key);
+                    }
+                }
+                Some((_, lowest)) if key == lowest => {
+                    equal = true;
+                    winner = Some((index, key));
+                }
+                Some((_, lowest)) => {
+                    runner_up = Some(lowest);
+                    equal = false;
+                    winner = Some((index, key));
+                }
+                None => winner = Some((index, key)),
+            }
+        }
+        let (winner, key) = winner?;
+        if equal {
+            // Older versions of the same key are passed over. Rare enough to go round once more.
+            let key = key.to_vec();
+            let stretch = self.sources[winner].one();
+            for source in &mut self.sources {
+                if source.key(prefix_len) == Some(&key) {
+                    source.step();
+                }
+            }
+            return stretch;
+        }
+        let to = match &self.sources[winner] {
+            Source::Run(run) => {
+                let (block, index) = run.cursor.part();
+                let part = key_part(block);
+                match runner_up {
+                    None => run.upto,
+                    Some(other) => gallop(part, &block.bytes, index + 1, run.upto, other),
+                }
+            }
+            Source::Table(_) => 0,
+        };
+        match &mut self.sources[winner] {
+            Source::Run(run) => {
+                let (block, from) = run.cursor.part();
+                let block = block.clone();
+                run.cursor.advance(to - from);
+                Some(Stretch::Part { block, from, to })
+            }
+            Source::Table(table) => table.batch.pop_front().map(Stretch::Item),
+        }
+    }
+}
+
+impl Source {
+    /// Moves one key on.
+    fn step(&mut self) {
+        match self {
+            Source::Run(run) => run.cursor.advance(1),
+            Source::Table(table) => {
+                table.batch.pop_front();
+            }
+        }
+    }
+
+    /// The current key as a stretch of one; the source stays on it.
+    fn one(&self) -> Option<Stretch> {
+        match self {
+            Source::Run(run) => {
+                let (block, from) = run.cursor.part();
+                Some(Stretch::Part { block: block.clone(), from, to: from + 1 })
+            }
+            Source::Table(table) => table.batch.front().cloned().map(Stretch::Item),
+        }
+    }
+}
+
+/// The first key of `from..upto` at or above `key`, looked for near `from` first.
+fn gallop(
+    part: &crate::format::key_block::KeyPart,
+    bytes: &[u8],
+    mut from: usize,
+    upto: usize,
+    key: &[u8],
+) -> usize {
+    let mut step = 1;
+    while from < upto && part.key(bytes, from) < key {
+        let next = (from + step).min(upto);
+        if next < upto && part.key(bytes, next) < key {
+            from = next + 1;
+            step *= 2;
+        } else {
+            let (mut low, mut high) = (from + 1, next);
+            while low < high {
+                let middle = low.midpoint(high);
+                if part.key(bytes, middle) < key {
+                    low = middle + 1;
+                } else {
+                    high = middle;
+                }
+            }
+            return low.min(upto);
+        }
+    }
+    from.min(upto)
+}

@@ -1,0 +1,348 @@
+//! A shard: one write-ahead log, one data file, and the vbuckets whose mutations they carry.
+//!
+//! Two tasks work for it: the commit task writes what the vbuckets appended, a group at a time; the flush task moves the oldest memtables to
+//! the data file when the log is half full. A failed sync or manifest change fails the shard for good: reads go on, nothing is acknowledged
+//! any more.
+//!
+//! | error | stops |
+//! |---|---|
+//! | a block does not verify or cannot be read | the read, scan or merge that wanted it |
+//! | the data file is full, or a write to it fails | the flush, which is tried again; then writes, when the log is full |
+//! | a sync or a write of the log fails, a manifest change fails | the shard's writes, for good |
+//! | the log or the manifest is damaged before its end, a vbucket's index is damaged | opening the shard |
+//!
+//! Invariants
+//! - The persisted seqno of a vbucket follows a successful sync of the log, or a durable flush.
+//! - The log's tail moves only with the manifest change that makes it right.
+//!
+//! Does not know: buckets' settings, sockets, opcodes.
+
+mod commit;
+mod flusher;
+mod metrics;
+mod open;
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::rc::{Rc, Weak};
+
+pub use metrics::{Counter, Recorder, ShardMetrics};
+pub use open::{FormatOptions, OpenError, RecoveryReport, format};
+
+use crate::cache::{BlockCache, CacheStats};
+use crate::env::Env;
+use crate::extent::{Space, SpaceStats};
+use crate::format::manifest_record::{BucketDesc, Record, VbCounts, VbState};
+use crate::format::superblock::Geometry;
+use crate::io::Device;
+use crate::manifest::{Manifest, ManifestError};
+use crate::sync::{Event, Lock};
+use crate::types::{BucketId, FailoverEntry, Seqno, ShardId, VbId, VbUuid};
+use crate::vbstore::{VbStore, Version};
+use crate::wal::Wal;
+
+/// Limits of a shard at run time. The shape on disk is its [`Geometry`].
+#[derive(Debug, Clone, Copy)]
+pub struct ShardOptions {
+    /// Bytes of versions kept in memory after they were flushed.
+    pub resident_bytes_max: usize,
+    /// Bytes of versions not flushed yet; beyond it writes are refused until a flush is through.
+    pub memtable_bytes_max: usize,
+    /// Bytes by which the data file grows.
+    pub grow_bytes: u64,
+    /// A flush takes the oldest vbuckets until it has this many bytes.
+    pub flush_bytes: usize,
+}
+
+impl Default for ShardOptions {
+    fn default() -> ShardOptions {
+        ShardOptions {
+            resident_bytes_max: 256 << 20,
+            memtable_bytes_max: 512 << 20,
+            grow_bytes: 64 << 20,
+            flush_bytes: 8 << 20,
+        }
+    }
+}
+
+/// What the vbuckets of a shard share. Internal to the engine.
+pub struct ShardCore {
+    env: Env,
+    options: ShardOptions,
+    geometry: Geometry,
+    wal: Wal,
+    space: Rc<Space>,
+    manifest: Manifest,
+    metrics: ShardMetrics,
+    failure: RefCell<Option<Rc<str>>>,
+    dirty: RefCell<Vec<Weak<VbStore>>>,
+    memtable_bytes: Cell<i64>,
+    resident_bytes: Cell<i64>,
+    commit_event: Event,
+    flush_event: Event,
+    idle_event: Event,
+    flushing: Lock,
+    flush_wanted: Cell<bool>,
+    closing: Cell<bool>,
+    vbuckets: RefCell<BTreeMap<(BucketId, VbId), Rc<VbStore>>>,
+}
+
+impl ShardCore {
+    pub(crate) fn env(&self) -> &Env {
+        &self.env
+    }
+
+    pub(crate) fn wal(&self) -> &Wal {
+        &self.wal
+    }
+
+    pub(crate) fn space(&self) -> &Rc<Space> {
+        &self.space
+    }
+
+    pub(crate) fn metrics(&self) -> &ShardMetrics {
+        &self.metrics
+    }
+
+    pub(crate) fn shard(&self) -> ShardId {
+        self.geometry.shard
+    }
+
+    pub(crate) fn shard_uuid(&self) -> u64 {
+        self.manifest.superblock().shard_uuid
+    }
+
+    pub(crate) fn next_object(&self) -> u64 {
+        self.manifest.next_object()
+    }
+
+    pub(crate) fn failure(&self) -> Option<Rc<str>> {
+        self.failure.borrow().clone()
+    }
+
+    pub(crate) fn has_failed(&self) -> bool {
+        self.failure.borrow().is_some()
+    }
+
+    pub(crate) fn add_dirty(&self, store: Weak<VbStore>) {
+        self.dirty.borrow_mut().push(store);
+    }
+
+    pub(crate) fn wake_commit(&self) {
+        self.commit_event.notify_all();
+    }
+
+    pub(crate) fn want_flush(&self) {
+        self.flush_wanted.set(true);
+        self.flush_event.notify_all();
+    }
+
+    pub(crate) fn add_memtable(&self, bytes: i64) {
+        self.memtable_bytes.set(self.memtable_bytes.get() + bytes);
+    }
+
+    pub(crate) fn add_resident(&self, bytes: i64) {
+        self.resident_bytes.set(self.resident_bytes.get() + bytes);
+    }
+
+    pub(crate) fn has_memtable_room(&self) -> bool {
+        self.memtable_bytes.get() < self.options.memtable_bytes_max as i64
+    }
+
+    pub(crate) fn has_resident_room(&self, bytes: usize) -> bool {
+        self.resident_bytes.get() + (bytes as i64) < self.options.resident_bytes_max as i64
+    }
+
+    /// The shard has failed for good.
+    fn fail(&self, reason: &dyn std::error::Error) {
+        let mut text = reason.to_string();
+        let mut source = reason.source();
+        while let Some(cause) = source {
+            text = format!("{text}: {cause}");
+            source = cause.source();
+        }
+        tracing::error!(shard = self.geometry.shard.0, reason = %text, "shard has failed; no write is accepted any more");
+        self.failure.borrow_mut().get_or_insert(text.into());
+        self.commit_event.notify_all();
+        self.flush_event.notify_all();
+        self.idle_event.notify_all();
+        for store in self.vbuckets.borrow().values() {
+            store.wake_waiters();
+        }
+    }
+}
+
+/// Numbers of a shard for statistics.
+#[derive(Debug, Clone, Copy, serde::Serialize)]
+pub struct ShardStats {
+    /// Blocks of the log in use, of all.
+    pub wal_fullness: f64,
+    /// Records that wait for a commit, in bytes.
+    pub wal_pending_bytes: u64,
+    /// Versions not flushed yet, in bytes.
+    pub memtable_bytes: i64,
+    /// Versions in memory, in bytes.
+    pub resident_bytes: i64,
+    /// The data file.
+    pub space: SpaceStats,
+    /// The block cache of the core.
+    pub cache: CacheStats,
+    /// Manifest changes since the start.
+    pub manifest_changes: u64,
+    /// Manifest checkpoints since the start.
+    pub manifest_checkpoints: u64,
+}
+
+/// See the module. Cloning shares it.
+#[derive(Clone)]
+pub struct Shard {
+    core: Rc<ShardCore>,
+}
+
+impl std::fmt::Debug for Shard {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Shard({})", self.core.geometry.shard)
+    }
+}
+
+impl Shard {
+    /// Opens a formatted shard: recovers it, gives every vbucket a new branch after an unclean stop, and starts its tasks.
+    ///
+    /// # Errors
+    /// See [`OpenError`]: damage is named with its place and never cut.
+    pub async fn open(
+        env: Env,
+        wal: Rc<dyn Device>,
+        data: Rc<dyn Device>,
+        cache: Rc<BlockCache>,
+        options: ShardOptions,
+    ) -> Result<(Shard, RecoveryReport), OpenError> {
+        open::open(env, wal, data, cache, options).await
+    }
+
+    /// Shape.
+    #[must_use]
+    pub fn geometry(&self) -> Geometry {
+        self.core.geometry
+    }
+
+    /// Random number made at format.
+    #[must_use]
+    pub fn uuid(&self) -> u64 {
+        self.core.shard_uuid()
+    }
+
+    /// The vbucket, if the shard has it.
+    #[must_use]
+    pub fn vbucket(&self, bucket: BucketId, vb: VbId) -> Option<Rc<VbStore>> {
+        self.core.vbuckets.borrow().get(&(bucket, vb)).cloned()
+    }
+
+    /// All vbuckets.
+    #[must_use]
+    pub fn vbuckets(&self) -> Vec<Rc<VbStore>> {
+        self.core.vbuckets.borrow().values().cloned().collect()
+    }
+
+    /// The buckets it knows.
+    #[must_use]
+    pub fn buckets(&self) -> Vec<BucketDesc> {
+        self.core.manifest.state().buckets.values().cloned().collect()
+    }
+
+    /// Why the shard has failed, if it has.
+    #[must_use]
+    pub fn failure(&self) -> Option<Rc<str>> {
+        self.core.failure()
+    }
+
+    /// Histograms and counters.
+    #[must_use]
+    pub fn metrics(&self) -> &ShardMetrics {
+        &self.core.metrics
+    }
+
+    /// Numbers for statistics.
+    #[must_use]
+    pub fn stats(&self) -> ShardStats {
+        let (manifest_changes, manifest_checkpoints) = self.core.manifest.written();
+        ShardStats {
+            wal_fullness: self.core.wal.fullness(),
+            wal_pending_bytes: self.core.wal.pending_bytes() as u64,
+            memtable_bytes: self.core.memtable_bytes.get(),
+            resident_bytes: self.core.resident_bytes.get(),
+            space: self.core.space.stats(),
+            cache: self.core.space.cache().stats(),
+            manifest_changes,
+            manifest_checkpoints,
+        }
+    }
+
+    /// Creates a bucket with the vbuckets of this shard, all active, each with a fresh branch; durable when it returns.
+    ///
+    /// # Errors
+    /// The manifest's; the shard has failed then.
+    pub async fn create_bucket(&self, bucket: BucketDesc) -> Result<(), ManifestError> {
+        let geometry = self.core.geometry;
+        let ours = (0..geometry.vbucket_count).filter(|vb| vb % geometry.shard_count == geometry.shard.0);
+        let states: Vec<VbState> = ours
+            .map(|vb| VbState {
+                bucket: bucket.id,
+                vb: VbId(vb),
+                state: 1,
+                failover_log: vec![FailoverEntry { uuid: self.core.new_branch(), seqno: Seqno(0) }],
+                counts: VbCounts::default(),
+                runs: Vec::new(),
+                segments: Vec::new(),
+                marks: Vec::new(),
+            })
+            .collect();
+        let mut records = vec![Record::Bucket(bucket)];
+        records.extend(states.iter().cloned().map(|state| Record::Vbucket(Box::new(state))));
+        self.core.change_manifest(records).await?;
+        let mut vbuckets = self.core.vbuckets.borrow_mut();
+        for state in states {
+            let store = VbStore::new(self.core.clone(), &state, Version::default());
+            vbuckets.insert((state.bucket, state.vb), store);
+        }
+        Ok(())
+    }
+
+    /// Lets go of the vbuckets, which hold the shard as it holds them. For a host that lives on after the shard; the shard takes no
+    /// requests afterwards.
+    pub fn detach(&self) {
+        self.core.vbuckets.borrow_mut().clear();
+    }
+
+    /// Flushes everything that is in memory only; waits until it is done or the shard fails.
+    ///
+    /// # Errors
+    /// The reason why it could not.
+    pub async fn flush(&self) -> Result<(), Rc<str>> {
+        self.core.flush_all().await
+    }
+
+    /// Makes everything durable, flushes it, and writes the mark of a clean stop. The shard takes no writes afterwards.
+    ///
+    /// # Errors
+    /// Why it could not; the next start recovers from the log then.
+    pub async fn close(&self) -> Result<(), Rc<str>> {
+        self.core.close().await
+    }
+}
+
+impl ShardCore {
+    /// A random branch id, never 0. Kept below 2^63 because clients carry it as a signed or a decimal number.
+    fn new_branch(&self) -> VbUuid {
+        VbUuid((self.env.random_u64() >> 16).max(1))
+    }
+
+    async fn change_manifest(&self, records: Vec<Record>) -> Result<(), ManifestError> {
+        if let Err(error) = self.manifest.commit(records).await {
+            self.fail(&error);
+            return Err(error);
+        }
+        self.wal.set_manifest_generation(self.manifest.superblock().manifest_generation);
+        Ok(())
+    }
+}

@@ -1,0 +1,190 @@
+//! Flushing: the oldest frozen memtable becomes a seqlog segment, a run and death marks, in one manifest change.
+//!
+//! In three steps, so that several vbuckets share a sync and a manifest change: [`VbStore::prepare_flush`] writes, the shard syncs and commits the
+//! [`Prepared`] records, [`VbStore::publish_flush`] makes it what readers see.
+//!
+//! Invariants
+//! - Nothing a reader sees changes before the manifest change is durable; then all of it changes at once.
+//! - An aborted flush leaves nothing behind: its blocks are given back.
+//!
+//! Does not know: when to flush, other vbuckets.
+
+use std::io;
+use std::rc::Rc;
+
+use super::{RUNS_MAX, VbStore, Version};
+use crate::extent::Extents;
+use crate::format::index::DeathMark;
+use crate::format::key_block::meta_of;
+use crate::format::manifest_record::{MarksDesc, Record};
+use crate::memtable::Memtable;
+use crate::mutant::{Mutant, is_on};
+use crate::run::{MergeError, Run, RunWriter, merge_runs};
+use crate::seqlog::{Segment, SegmentWriter, segment_of, write_marks};
+use crate::types::Seqno;
+
+/// Why a flush did not happen. Nothing is lost: the log still has it all.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum FlushError {
+    /// The data file cannot be written.
+    #[error("cannot write the data file")]
+    Write(#[from] io::Error),
+    /// The runs cannot be merged.
+    #[error("cannot merge the runs of a vbucket")]
+    Merge(#[from] MergeError),
+}
+
+impl FlushError {
+    /// Whether the disk is full: retry when there is room.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        let full = |error: &io::Error| error.kind() == io::ErrorKind::StorageFull;
+        match self {
+            FlushError::Write(error) | FlushError::Merge(MergeError::Write(error)) => full(error),
+            FlushError::Merge(_) => false,
+        }
+    }
+}
+
+/// A flush that is written but not committed.
+pub(crate) struct Prepared {
+    table: Rc<Memtable>,
+    segment: Rc<Segment>,
+    run: Rc<Run>,
+    marks: Vec<DeathMark>,
+    marks_desc: Option<(MarksDesc, Extents)>,
+    merged: Option<(Vec<u64>, Rc<Run>)>,
+}
+
+impl Prepared {
+    /// Bytes of memory that it frees.
+    pub(crate) fn bytes(&self) -> usize {
+        self.table.bytes()
+    }
+}
+
+impl VbStore {
+    /// Freezes the memtable if need be, and writes the oldest frozen one. `None` if there is nothing to flush.
+    pub(crate) async fn prepare_flush(&self) -> Result<Option<Prepared>, FlushError> {
+        let (table, version) = {
+            let state = &mut *self.state.borrow_mut();
+            if state.frozen.is_empty() {
+                state.freeze();
+            }
+            let Some(table) = state.frozen.front().cloned() else { return Ok(None) };
+            (table, state.version.clone())
+        };
+        let merged =
+            if version.runs.len() >= RUNS_MAX { Some(self.merge(&version.runs).await?) } else { None };
+        let (env, space, identity) = (self.core.env(), self.core.space(), self.identity());
+        let segment_id = self.core.next_object();
+        let mut segment = SegmentWriter::new(space.clone(), identity, segment_id, table.record_bytes());
+        for item in table.range_by_seqno(Seqno(0)) {
+            segment.push(item).await?;
+            env.relax().await;
+        }
+        let segment = segment.finish().await?;
+        let mut run = RunWriter::new(space.clone(), identity, self.core.next_object(), table.bytes());
+        for item in table.iter() {
+            run.push(item.key(), &meta_of(item)).await?;
+            env.relax().await;
+        }
+        let run = run.finish().await?;
+        let marks = if is_on(Mutant::NoDeathMarks) { Vec::new() } else { table.marks() };
+        let marks_desc = write_marks(space, identity, segment_id, &marks).await?;
+        Ok(Some(Prepared { table, segment, run, marks, marks_desc, merged }))
+    }
+
+    async fn merge(&self, runs: &[Rc<Run>]) -> Result<(Vec<u64>, Rc<Run>), MergeError> {
+        let id = self.core.next_object();
+        let run = merge_runs(self.core.env(), self.core.space(), self.identity(), id, runs).await?;
+        self.core.metrics().merges.add(1);
+        Ok((runs.iter().map(|run| run.desc().id).collect(), run))
+    }
+
+    /// The manifest records of a prepared flush.
+    pub(crate) fn flush_records(&self, prepared: &Prepared) -> Vec<Record> {
+        let (bucket, vb) = (self.bucket, self.vb);
+        let mut records = Vec::new();
+        if let Some((removed, run)) = &prepared.merged {
+            records.push(Record::Merge { bucket, vb, removed: removed.clone(), run: run.desc().clone() });
+        }
+        records.push(Record::Flush {
+            bucket,
+            vb,
+            counts: prepared.table.counts(),
+            segment: prepared.segment.desc().clone(),
+            run: prepared.run.desc().clone(),
+            marks: prepared.marks_desc.as_ref().map(|(desc, _)| desc.clone()),
+        });
+        records
+    }
+
+    /// The log position that the vbucket would need after this flush.
+    pub(crate) fn first_position_after(&self, prepared: &Prepared) -> Option<u64> {
+        let state = self.state.borrow();
+        let mut rest = state.frozen.iter().filter(|table| !Rc::ptr_eq(table, &prepared.table));
+        rest.next().map_or(state.active.first_position(), |table| table.first_position())
+    }
+
+    /// Makes a durable flush visible: views swap the memtable for what it became, flushed versions may leave memory.
+    pub(crate) fn publish_flush(&self, prepared: Prepared) {
+        let Prepared { table, segment, run, marks, marks_desc, merged } = prepared;
+        segment.set_named(true);
+        run.set_named(true);
+        let state = &mut *self.state.borrow_mut();
+        let mut version = Version::clone(&state.version);
+        if let Some((removed, merged)) = merged {
+            merged.set_named(true);
+            for old in version.runs.iter().filter(|run| removed.contains(&run.desc().id)) {
+                old.set_named(false);
+            }
+            version.runs.retain(|run| !removed.contains(&run.desc().id));
+            version.runs.insert(0, merged);
+        }
+        if let Some((desc, extents)) = marks_desc {
+            extents.set_named(true);
+            state.marks_bytes += u64::from(desc.block.blocks);
+        }
+        let lowest_end = state.lowest_view_end().unwrap_or(Seqno(u64::MAX));
+        for mark in marks {
+            if let Some(segment) = segment_of(&version.segments, mark.dead) {
+                segment.mark(mark, mark.by <= lowest_end);
+            }
+        }
+        for segment in &version.segments {
+            segment.settle_marks(lowest_end);
+        }
+        version.segments.push(segment.clone());
+        version.runs.push(run.clone());
+        version.flushed = table.last();
+        state.version = Rc::new(version);
+        state.counts.flushed_seqno = table.last();
+        let front = state.frozen.pop_front();
+        assert!(front.is_some_and(|front| Rc::ptr_eq(&front, &table)), "flushes are in order");
+        for view in state.views.iter().filter_map(|view| view.upgrade()) {
+            let mut parts = view.parts.borrow_mut();
+            if parts.frozen.first().is_some_and(|first| Rc::ptr_eq(first, &table)) {
+                parts.frozen.remove(0);
+                let mut version = Version::clone(&parts.version);
+                version.segments.push(segment.clone());
+                version.runs.push(run.clone());
+                version.flushed = table.last();
+                parts.version = Rc::new(version);
+                view.epoch.set(view.epoch.get() + 1);
+            }
+        }
+        self.core.add_memtable(-(table.bytes() as i64));
+        for item in table.iter() {
+            if item.meta.kind.is_deleted() || !self.core.has_resident_room(0) {
+                let before = state.table.bytes();
+                state.table.evict(item.key(), item.meta.seqno);
+                self.core.add_resident(state.table.bytes() as i64 - before as i64);
+            }
+        }
+        state.table.shrink();
+        self.set_persisted(table.last());
+        self.flushed_event.notify_all();
+    }
+}

@@ -1,0 +1,351 @@
+//! One vbucket of a shard: memtables, hash table, seqlog, runs, and the views that see them.
+//!
+//! The node decides what a command does to a key; this part finds the key's newest version ([`VbStore::with_key`]), stores the next one
+//! ([`VbStore::write`]), opens views and flushes.
+//!
+//! Invariants
+//! - Seqnos rise by one a write. The persisted seqno follows a successful sync only.
+//! - Every version that is not flushed is in the hash table. A key with a read under way is not, and everything that wants it waits in order of
+//!   arrival.
+//! - At most [`RUNS_MAX`] runs. At most [`FROZEN_MAX`] frozen memtables, beyond that opening a view waits for a flush.
+//! - What a live view sees stays: frozen memtables until they are flushed, then what they became; runs and segments it holds.
+//!
+//! Does not know: the vbucket's role, clients, expiry's rules, DCP.
+
+mod fetch;
+mod flush;
+mod view;
+mod write;
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::rc::{Rc, Weak};
+
+pub use fetch::Continuation;
+pub use flush::FlushError;
+pub(crate) use flush::Prepared;
+pub use view::{Parts, ReadView, Version, ViewError};
+pub use write::{NewVersion, WriteError};
+
+use crate::format::block::{BlockIdentity, BlockType};
+use crate::format::manifest_record::{VbCounts, VbState};
+use crate::hashtable::HashTable;
+use crate::memtable::Memtable;
+use crate::reader::ReadError;
+use crate::run::{Run, filter_hash};
+use crate::shard::ShardCore;
+use crate::sync::Event;
+use crate::types::{BucketId, Cas, FailoverEntry, Item, Seqno, VbId, VbUuid};
+
+/// Most key runs of a vbucket; a flush that would add one more merges them first.
+pub const RUNS_MAX: usize = 8;
+
+/// Most frozen memtables of a vbucket.
+pub const FROZEN_MAX: usize = 4;
+
+/// What is known of a key.
+#[derive(Debug, Clone)]
+pub enum Found {
+    /// Its newest version; may be a deletion.
+    Version(Rc<Item>),
+    /// It has never been written, or its deletion was purged.
+    Absent,
+}
+
+impl Found {
+    /// The version if the key has a value.
+    #[must_use]
+    pub fn live(&self) -> Option<&Rc<Item>> {
+        match self {
+            Found::Version(item) if !item.meta.kind.is_deleted() => Some(item),
+            _ => None,
+        }
+    }
+}
+
+/// What a look-up in memory says.
+#[derive(Debug, Clone)]
+pub enum Lookup {
+    /// The answer.
+    Known(Found),
+    /// The disk must be asked: use [`VbStore::with_key`].
+    OnDisk,
+}
+
+/// The counts that statistics show.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub struct VbStats {
+    /// Live documents.
+    pub items: u64,
+    /// Tombstones.
+    pub tombstones: u64,
+    /// Highest assigned seqno.
+    pub high_seqno: Seqno,
+    /// All up to here is durable.
+    pub persisted_seqno: Seqno,
+    /// All up to here is in seqlog and runs.
+    pub flushed_seqno: Seqno,
+    /// Greatest purged tombstone.
+    pub purge_seqno: Seqno,
+    /// Greatest CAS.
+    pub max_cas: Cas,
+    /// Resident versions.
+    pub resident_items: u64,
+    /// Their bytes, the table included.
+    pub resident_bytes: u64,
+    /// Bytes of fences, filters and marks.
+    pub index_bytes: u64,
+    /// Versions not flushed yet.
+    pub memtable_items: u64,
+    /// Their bytes.
+    pub memtable_bytes: u64,
+    /// Frozen memtables.
+    pub frozen: u64,
+    /// Key runs.
+    pub runs: u64,
+    /// Seqlog segments.
+    pub segments: u64,
+    /// Bytes on disk: seqlog, runs, indexes, marks.
+    pub disk_bytes: u64,
+    /// Live views.
+    pub views: u64,
+}
+
+struct State {
+    high: Seqno,
+    counts: VbCounts,
+    active: Memtable,
+    frozen: VecDeque<Rc<Memtable>>,
+    table: HashTable,
+    version: Rc<Version>,
+    failover_log: Vec<FailoverEntry>,
+    views: Vec<Weak<view::ViewCell>>,
+    fetching: hashbrown::HashMap<Box<[u8]>, Vec<Continuation>, ahash::RandomState>,
+    marks_bytes: u64,
+}
+
+/// See the module.
+pub struct VbStore {
+    bucket: BucketId,
+    vb: VbId,
+    core: Rc<ShardCore>,
+    state: RefCell<State>,
+    persisted: Cell<Seqno>,
+    persisted_event: Event,
+    flushed_event: Event,
+    dirty: Cell<bool>,
+    weak: Weak<VbStore>,
+}
+
+impl std::fmt::Debug for VbStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "VbStore({}/{})", self.bucket, self.vb)
+    }
+}
+
+impl VbStore {
+    /// A vbucket as the manifest describes it, with its runs and segments opened.
+    pub(crate) fn new(core: Rc<ShardCore>, described: &VbState, version: Version) -> Rc<VbStore> {
+        let counts = described.counts;
+        let marks_bytes = described.marks.iter().map(|marks| u64::from(marks.block.blocks)).sum();
+        let state = State {
+            high: counts.flushed_seqno,
+            counts,
+            active: Memtable::default(),
+            frozen: VecDeque::new(),
+            table: HashTable::default(),
+            version: Rc::new(version),
+            failover_log: described.failover_log.clone(),
+            views: Vec::new(),
+            fetching: hashbrown::HashMap::default(),
+            marks_bytes,
+        };
+        Rc::new_cyclic(|weak| VbStore {
+            bucket: described.bucket,
+            vb: described.vb,
+            core,
+            state: RefCell::new(state),
+            persisted: Cell::new(counts.flushed_seqno),
+            persisted_event: Event::default(),
+            flushed_event: Event::default(),
+            dirty: Cell::new(false),
+            weak: weak.clone(),
+        })
+    }
+
+    /// The bucket it belongs to.
+    #[must_use]
+    pub fn bucket(&self) -> BucketId {
+        self.bucket
+    }
+
+    /// Its number.
+    #[must_use]
+    pub fn id(&self) -> VbId {
+        self.vb
+    }
+
+    /// The current branch.
+    #[must_use]
+    pub fn uuid(&self) -> VbUuid {
+        self.state.borrow().failover_log.first().map_or(VbUuid(0), |entry| entry.uuid)
+    }
+
+    /// All branches, newest first.
+    #[must_use]
+    pub fn failover_log(&self) -> Vec<FailoverEntry> {
+        self.state.borrow().failover_log.clone()
+    }
+
+    pub(crate) fn set_failover_log(&self, log: Vec<FailoverEntry>) {
+        self.state.borrow_mut().failover_log = log;
+    }
+
+    /// Highest assigned seqno.
+    #[must_use]
+    pub fn high_seqno(&self) -> Seqno {
+        self.state.borrow().high
+    }
+
+    /// All up to here is durable.
+    #[must_use]
+    pub fn persisted_seqno(&self) -> Seqno {
+        self.persisted.get()
+    }
+
+    pub(crate) fn set_persisted(&self, seqno: Seqno) {
+        if seqno > self.persisted.get() {
+            self.persisted.set(seqno);
+            self.persisted_event.notify_all();
+        }
+    }
+
+    /// Waits until `seqno` is durable; false if the shard fails first.
+    pub async fn wait_persisted(&self, seqno: Seqno) -> bool {
+        self.persisted_event.until(|| self.persisted.get() >= seqno || self.core.has_failed()).await;
+        self.persisted.get() >= seqno
+    }
+
+    pub(crate) fn wake_waiters(&self) {
+        self.persisted_event.notify_all();
+        self.flushed_event.notify_all();
+    }
+
+    /// Live documents.
+    #[must_use]
+    pub fn items(&self) -> u64 {
+        self.state.borrow().counts.items
+    }
+
+    /// Greatest purged tombstone.
+    #[must_use]
+    pub fn purge_seqno(&self) -> Seqno {
+        self.state.borrow().counts.purge_seqno
+    }
+
+    /// Position in the log that its oldest unflushed record needs.
+    pub(crate) fn first_position(&self) -> Option<u64> {
+        let state = self.state.borrow();
+        state.frozen.front().map_or(state.active.first_position(), |oldest| oldest.first_position())
+    }
+
+    /// Whether a flush should not wait: views wait for it.
+    pub(crate) fn is_crowded(&self) -> bool {
+        self.state.borrow().frozen.len() >= FROZEN_MAX
+    }
+
+    /// Looks a key (with prefix) up in memory.
+    #[must_use]
+    pub fn lookup(&self, key: &[u8]) -> Lookup {
+        let state = self.state.borrow();
+        if let Some(item) = state.table.get(key) {
+            return Lookup::Known(Found::Version(item.clone()));
+        }
+        if state.version.runs.is_empty() && state.fetching.is_empty() {
+            return Lookup::Known(Found::Absent);
+        }
+        let hash = filter_hash(key);
+        if state.version.runs.iter().any(|run| run.may_contain(hash)) || state.fetching.contains_key(key) {
+            return Lookup::OnDisk;
+        }
+        Lookup::Known(Found::Absent)
+    }
+
+    /// The resident version of a key if it has exactly this seqno: what a scan may use instead of the disk.
+    #[must_use]
+    pub fn resident(&self, key: &[u8], seqno: Seqno) -> Option<Rc<Item>> {
+        self.state.borrow().table.get(key).filter(|item| item.meta.seqno == seqno).cloned()
+    }
+
+    pub(crate) fn core(&self) -> &Rc<ShardCore> {
+        &self.core
+    }
+
+    fn identity(&self) -> BlockIdentity {
+        BlockIdentity {
+            shard_uuid: self.core.shard_uuid(),
+            bucket: self.bucket,
+            vb: self.vb,
+            object: 0,
+            kind: BlockType::Seqlog,
+        }
+    }
+
+    /// Counts for statistics.
+    #[must_use]
+    pub fn stats(&self) -> VbStats {
+        let state = self.state.borrow();
+        let memtables = || std::iter::once(&state.active).chain(state.frozen.iter().map(|table| &**table));
+        let version = &state.version;
+        let blocks = |extents: &[crate::format::manifest_record::Extent]| {
+            extents.iter().map(|extent| u64::from(extent.blocks)).sum::<u64>()
+        };
+        let runs = version.runs.iter().map(|run| run.desc());
+        let segments = version.segments.iter().map(|segment| segment.desc());
+        let disk_blocks: u64 = runs
+            .map(|run| blocks(&run.extents) + u64::from(run.index.blocks))
+            .chain(segments.map(|segment| blocks(&segment.extents) + u64::from(segment.index.blocks)))
+            .sum();
+        let runs_bytes: usize = version.runs.iter().map(|run: &Rc<Run>| run.resident_bytes()).sum();
+        let segments_bytes: usize = version.segments.iter().map(|segment| segment.resident_bytes()).sum();
+        VbStats {
+            items: state.counts.items,
+            tombstones: state.counts.tombstones,
+            high_seqno: state.high,
+            persisted_seqno: self.persisted.get(),
+            flushed_seqno: version.flushed,
+            purge_seqno: state.counts.purge_seqno,
+            max_cas: state.counts.max_cas,
+            resident_items: state.table.len() as u64,
+            resident_bytes: state.table.bytes() as u64,
+            index_bytes: (runs_bytes + segments_bytes) as u64,
+            memtable_items: memtables().map(|table| table.len() as u64).sum(),
+            memtable_bytes: memtables().map(|table| table.bytes() as u64).sum(),
+            frozen: state.frozen.len() as u64,
+            runs: version.runs.len() as u64,
+            segments: version.segments.len() as u64,
+            disk_bytes: (disk_blocks + state.marks_bytes) * crate::io::BLOCK_BYTES as u64,
+            views: state.views.iter().filter(|view| view.strong_count() > 0).count() as u64,
+        }
+    }
+
+    /// Reads the newest version of a key, from memory or disk.
+    ///
+    /// # Errors
+    /// `Io`, `Damaged`: the disk could not say.
+    pub async fn get(&self, key: &[u8]) -> Result<Found, ReadError> {
+        let answer: Rc<RefCell<Option<Result<Found, ReadError>>>> = Rc::default();
+        let done = Rc::new(Event::default());
+        let (slot, event) = (answer.clone(), done.clone());
+        self.with_key(
+            key,
+            Box::new(move |_, found| {
+                *slot.borrow_mut() = Some(found);
+                event.notify_all();
+            }),
+        );
+        done.until(|| answer.borrow().is_some()).await;
+        let answer = answer.borrow_mut().take();
+        answer.expect("waited for")
+    }
+}

@@ -1,0 +1,200 @@
+//! Read views: a consistent snapshot of a vbucket that lives while writes, flushes and merges go on.
+//!
+//! Opening freezes the memtable and waits until everything in it is durable, one group commit away; nothing is flushed for it.
+//!
+//! Invariants
+//! - A view sees each key at its newest version at or below its end, and nothing else.
+//! - Its contents never change; where they lie may: a flushed memtable is swapped for what it became, and the epoch rises.
+//!
+//! Does not know: order of reading, who reads.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+
+use super::{FROZEN_MAX, VbStore};
+use crate::memtable::Memtable;
+use crate::run::Run;
+use crate::seqlog::{Segment, segment_of};
+use crate::types::{Seqno, VbUuid};
+
+/// The part of a vbucket that is on disk, at one moment. Immutable.
+#[derive(Debug, Default, Clone)]
+pub struct Version {
+    /// Runs, oldest first.
+    pub runs: Vec<Rc<Run>>,
+    /// Segments, in seqno order.
+    pub segments: Vec<Rc<Segment>>,
+    /// Everything up to here is in them.
+    pub flushed: Seqno,
+}
+
+/// Why a view could not be opened.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ViewError {
+    /// The shard has failed: what the view would show is not durable.
+    #[error("the snapshot cannot become durable: {reason}")]
+    Failed {
+        /// Why.
+        reason: Rc<str>,
+    },
+}
+
+pub(super) struct ViewCell {
+    pub(super) end: Seqno,
+    pub(super) parts: RefCell<Parts>,
+    pub(super) epoch: Cell<u64>,
+    uuid: VbUuid,
+    items: u64,
+    opened_ns: u64,
+    store: Rc<VbStore>,
+}
+
+/// Where the contents of a view lie now.
+#[derive(Debug, Default, Clone)]
+pub struct Parts {
+    /// Frozen memtables, oldest first.
+    pub frozen: Vec<Rc<Memtable>>,
+    /// The rest.
+    pub version: Rc<Version>,
+}
+
+/// See the module. Cloning shares it; it ends with its last clone.
+#[derive(Clone)]
+pub struct ReadView {
+    cell: Rc<ViewCell>,
+}
+
+impl std::fmt::Debug for ReadView {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "ReadView({} up to {})", self.cell.store.vb, self.cell.end)
+    }
+}
+
+impl VbStore {
+    /// Opens a view of everything written so far.
+    ///
+    /// # Errors
+    /// `Failed`.
+    pub async fn open_view(&self) -> Result<ReadView, ViewError> {
+        let crowded = || {
+            let state = self.state.borrow();
+            !state.active.is_empty() && state.frozen.len() >= FROZEN_MAX
+        };
+        if crowded() {
+            self.core.want_flush();
+            self.flushed_event.until(|| !crowded() || self.core.has_failed()).await;
+        }
+        let cell = {
+            let state = &mut *self.state.borrow_mut();
+            if state.frozen.len() < FROZEN_MAX {
+                state.freeze();
+            }
+            if !state.active.is_empty() {
+                let reason = self.core.failure().unwrap_or_else(|| "stopped".into());
+                return Err(ViewError::Failed { reason });
+            }
+            let cell = Rc::new(ViewCell {
+                end: state.high,
+                parts: RefCell::new(Parts {
+                    frozen: state.frozen.iter().cloned().collect(),
+                    version: state.version.clone(),
+                }),
+                epoch: Cell::new(0),
+                uuid: state.failover_log.first().map_or(VbUuid(0), |entry| entry.uuid),
+                items: state.counts.items,
+                opened_ns: self.core.env().clock.monotonic_ns(),
+                store: self.weak.upgrade().expect("the store is borrowed"),
+            });
+            state.views.retain(|view| view.strong_count() > 0);
+            state.views.push(Rc::downgrade(&cell));
+            cell
+        };
+        if !self.wait_persisted(cell.end).await {
+            let reason = self.core.failure().unwrap_or_else(|| "stopped".into());
+            return Err(ViewError::Failed { reason });
+        }
+        Ok(ReadView { cell })
+    }
+}
+
+impl super::State {
+    /// Freezes the memtable if anything was written since the last time.
+    pub(super) fn freeze(&mut self) {
+        if !self.active.is_empty() {
+            let counts = super::VbCounts { flushed_seqno: self.high, ..self.counts };
+            self.frozen.push_back(std::mem::take(&mut self.active).freeze(counts));
+        }
+    }
+
+    /// The lowest end of a live view.
+    pub(super) fn lowest_view_end(&self) -> Option<Seqno> {
+        self.views.iter().filter_map(|view| view.upgrade().map(|cell| cell.end)).min()
+    }
+}
+
+impl ReadView {
+    /// Everything up to here is seen.
+    #[must_use]
+    pub fn end(&self) -> Seqno {
+        self.cell.end
+    }
+
+    /// The vbucket.
+    #[must_use]
+    pub fn store(&self) -> &Rc<VbStore> {
+        &self.cell.store
+    }
+
+    /// The branch at the time it was opened.
+    #[must_use]
+    pub fn uuid(&self) -> VbUuid {
+        self.cell.uuid
+    }
+
+    /// Live documents in it.
+    #[must_use]
+    pub fn items(&self) -> u64 {
+        self.cell.items
+    }
+
+    /// When it was opened, monotonic nanoseconds.
+    #[must_use]
+    pub fn opened_ns(&self) -> u64 {
+        self.cell.opened_ns
+    }
+
+    /// Where its contents lie now, and the epoch of that answer.
+    #[must_use]
+    pub fn parts(&self) -> (Parts, u64) {
+        (self.cell.parts.borrow().clone(), self.cell.epoch.get())
+    }
+
+    /// Rises when the contents are to be found elsewhere.
+    #[must_use]
+    pub fn epoch(&self) -> u64 {
+        self.cell.epoch.get()
+    }
+
+    /// Whether the view shows a live document with exactly this seqno.
+    ///
+    /// # Errors
+    /// `Io`, `Damaged`.
+    pub async fn contains_seqno(&self, seqno: Seqno) -> Result<bool, crate::reader::ReadError> {
+        let (parts, _) = self.parts();
+        for (index, table) in parts.frozen.iter().enumerate() {
+            if let Some(item) = table.range_by_seqno(seqno).next().filter(|item| item.meta.seqno == seqno) {
+                let newer = &parts.frozen[index + 1..];
+                let superseded = newer.iter().any(|table| table.get(item.key()).is_some());
+                return Ok(!superseded && !item.meta.kind.is_deleted());
+            }
+        }
+        let Some(segment) = segment_of(&parts.version.segments, seqno) else { return Ok(false) };
+        if segment.is_dead(seqno, self.cell.end) {
+            return Ok(false);
+        }
+        let Some(item) = parts.version.document(&self.cell.store, seqno).await? else { return Ok(false) };
+        let superseded = parts.frozen.iter().any(|table| table.get(item.key()).is_some());
+        Ok(!superseded && !item.meta.kind.is_deleted())
+    }
+}

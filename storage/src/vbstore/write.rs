@@ -1,0 +1,168 @@
+//! Storing the next version of a key.
+//!
+//! Does not know: whether the client may; the node has decided that.
+
+use std::rc::Rc;
+
+use super::{Found, VbStore};
+use crate::format::wal_record::WAL_RECORD_BYTES;
+use crate::types::{Cas, Former, Item, ItemMeta, Kind, Seqno};
+
+/// A version to be stored.
+#[derive(Debug, Clone, Copy)]
+pub struct NewVersion<'a> {
+    /// Key with its collection prefix.
+    pub key: &'a [u8],
+    /// Value.
+    pub value: &'a [u8],
+    /// The client's 32 bits.
+    pub flags: u32,
+    /// Absolute expiry or delete time, epoch seconds.
+    pub expiry: u32,
+    /// Datatype bits.
+    pub datatype: u8,
+    /// What it says.
+    pub kind: Kind,
+}
+
+/// Why a version was not stored. Nothing has changed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum WriteError {
+    /// The log is nearly full, or too much waits for a commit; try again after the next flush.
+    #[error("the write-ahead log of shard {shard} is full; try again")]
+    Busy {
+        /// Which shard.
+        shard: u16,
+    },
+    /// The version cannot fit the log at all.
+    #[error("a version of {bytes} bytes is above what the write-ahead log takes, {max} bytes")]
+    TooLong {
+        /// Its bytes in the log.
+        bytes: usize,
+        /// The most.
+        max: usize,
+    },
+    /// The shard has failed; nothing is acknowledged any more.
+    #[error("shard {shard} has failed: {reason}")]
+    Failed {
+        /// Which shard.
+        shard: u16,
+        /// Why.
+        reason: Rc<str>,
+    },
+}
+
+/// The next value of a hybrid logical clock: wall time with the low 16 bits as a counter, never going back.
+///
+/// Source: S. Kulkarni et al., "Logical physical clocks", 2014.
+#[must_use]
+pub fn next_cas(wall_ns: u64, last: Cas) -> Cas {
+    Cas((wall_ns & !0xffff).max(last.0 + 1))
+}
+
+impl VbStore {
+    /// Stores the next version of a key whose newest version is `found`, as [`VbStore::with_key`] just said. It is in memory and
+    /// visible at once, durable after a group commit.
+    ///
+    /// # Errors
+    /// `Busy`: temporary. `TooLong`, `Failed`.
+    pub fn write(&self, found: &Found, new: NewVersion<'_>) -> Result<Rc<Item>, WriteError> {
+        let wal = self.core.wal();
+        let record_bytes = WAL_RECORD_BYTES + new.key.len() + new.value.len();
+        let shard = self.core.shard().0;
+        if let Some(reason) = self.core.failure() {
+            return Err(WriteError::Failed { shard, reason });
+        }
+        let max = wal.record_bytes_max();
+        if record_bytes > max {
+            return Err(WriteError::TooLong { bytes: record_bytes, max });
+        }
+        if !wal.has_room(record_bytes) || !self.core.has_memtable_room() {
+            self.core.want_flush();
+            return Err(WriteError::Busy { shard });
+        }
+        let state = &mut *self.state.borrow_mut();
+        let former = match found {
+            Found::Version(item) => Former { seqno: item.meta.seqno, live: !item.meta.kind.is_deleted() },
+            Found::Absent => Former::default(),
+        };
+        let revid = match found {
+            Found::Version(item) => item.meta.revid + 1,
+            Found::Absent => 1,
+        };
+        let meta = ItemMeta {
+            seqno: state.high.next(),
+            cas: next_cas(self.core.env().clock.wall_ns(), state.counts.max_cas),
+            revid,
+            flags: new.flags,
+            expiry: new.expiry,
+            datatype: new.datatype,
+            kind: new.kind,
+        };
+        let item = Item::with_former(meta, new.key, new.value, former);
+        let position = wal.append(self.bucket, self.vb, &item);
+        state.take(&self.core, item.clone(), position);
+        if !self.dirty.replace(true) {
+            self.core.add_dirty(self.weak.clone());
+        }
+        self.core.wake_commit();
+        Ok(item)
+    }
+
+    /// Takes a record of the log in at recovery; one that is flushed already is left out.
+    pub(crate) fn replay(&self, item: Rc<Item>, position: u64) -> Result<(), Seqno> {
+        let state = &mut *self.state.borrow_mut();
+        if item.meta.seqno <= state.counts.flushed_seqno {
+            return Ok(());
+        }
+        if item.meta.seqno != state.high.next() {
+            return Err(state.high.next());
+        }
+        state.take(&self.core, item, position);
+        self.persisted.set(state.high);
+        Ok(())
+    }
+
+    /// The highest seqno, at the moment a commit takes what was appended.
+    pub(crate) fn take_dirty(&self) -> Seqno {
+        self.dirty.set(false);
+        self.state.borrow().high
+    }
+}
+
+impl super::State {
+    fn take(&mut self, core: &crate::shard::ShardCore, item: Rc<Item>, position: u64) {
+        let meta = &item.meta;
+        self.high = meta.seqno;
+        let counts = &mut self.counts;
+        counts.max_cas = counts.max_cas.max(meta.cas);
+        counts.snapshot_start = meta.seqno;
+        counts.snapshot_end = meta.seqno;
+        counts.max_visible = meta.seqno;
+        let was_tombstone = item.former.seqno != Seqno(0) && !item.former.live;
+        counts.items = counts.items + u64::from(!meta.kind.is_deleted()) - u64::from(item.former.live);
+        counts.tombstones = counts.tombstones + u64::from(meta.kind.is_deleted()) - u64::from(was_tombstone);
+        let before = self.active.bytes();
+        self.active.insert(item.clone(), position);
+        core.add_memtable(self.active.bytes() as i64 - before as i64);
+        let added = item.resident_bytes() as i64;
+        let replaced = self.table.insert(item).map_or(0, |old| old.resident_bytes() as i64);
+        core.add_resident(added - replaced);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cas_rises_when_the_wall_clock_stands_still_or_goes_back() {
+        let first = next_cas(1_700_000_000_000_000_000, Cas(0));
+        assert_eq!(first.0 & 0xffff, 0);
+        let second = next_cas(1_700_000_000_000_000_000, first);
+        assert_eq!(second.0, first.0 + 1);
+        assert!(next_cas(1_600_000_000_000_000_000, second) > second);
+        assert!(next_cas(1_700_000_001_000_000_000, second).0 > second.0 + 0xffff);
+    }
+}

@@ -1,0 +1,5 @@
+//! Behaviour of the storage engine, one module per subject.
+#![allow(clippy::unwrap_used)]
+
+mod device;
+mod ring;

@@ -3,5 +3,6 @@
 pub mod protocol;
 
 pub mod auth;
+pub mod core;
 
 pub mod client;

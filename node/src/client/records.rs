@@ -311,6 +311,8 @@ fn document<'a>(fixed: &[u8; DOCUMENT_FIXED_BYTES], key: &'a [u8], value: &'a [u
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::protocol::scan_records::encode_key;
 
@@ -391,6 +393,21 @@ mod tests {
             let mut walk = RecordWalk::new(RecordKind::Documents);
             assert_eq!(collect(&mut walk, RecordKind::Documents, &value, piece).unwrap(), whole, "{piece}");
             assert_eq!(walk.counts, RecordCounts { records: 2, key_bytes: 4, value_bytes: 300 });
+        }
+    }
+
+    proptest! {
+        /// Whatever a node sends: no panic, and where its bytes were torn changes neither records nor error.
+        #[test]
+        fn any_bytes_give_the_same_records_and_the_same_error_however_they_are_torn(
+            value in proptest::collection::vec(prop_oneof![0_u8..6, any::<u8>()], 0..120),
+            piece in 1_usize..120,
+            documents: bool,
+        ) {
+            let kind = if documents { RecordKind::Documents } else { RecordKind::Keys };
+            let whole = collect(&mut RecordWalk::new(kind), kind, &value, value.len().max(1));
+            let torn = collect(&mut RecordWalk::new(kind), kind, &value, piece);
+            prop_assert_eq!(whole, torn);
         }
     }
 

@@ -1,3 +1,5 @@
+//! Sources on temporary directories and files.
+
 use std::fs;
 use std::os::unix::fs::symlink;
 

@@ -1,0 +1,7 @@
+//! Behaviour of the node, one module per subject.
+
+#![allow(clippy::unwrap_used, reason = "all of this crate is tests, helpers too")]
+
+mod mutated_frames;
+mod peer_bytes;
+mod vectors;

@@ -1,7 +1,7 @@
 //! The wire: bytes to and from typed messages, both directions, for the server and for its clients.
 //!
 //! Bottom up: [`header`], [`frame`] (a header and its body in a receive buffer), [`framing`] (the flexible
-//! framing extras), [`key`], then the typed bodies, and on top [`validate`], the table of what each opcode
+//! framing extras), [`key`], then the typed bodies, and on top [`mod@validate`], the table of what each opcode
 //! may carry. [`request`] and [`response`] encode.
 //!
 //! Invariants

@@ -3,3 +3,7 @@
 pub mod protocol;
 
 pub mod auth;
+
+pub mod bucket;
+
+pub mod command;

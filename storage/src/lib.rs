@@ -5,7 +5,7 @@
 //! consistent snapshot of one vbucket; [`scan`] reads it in key order or in seqno order.
 //!
 //! Everything here is single-threaded and asynchronous: one core, one executor, one storage ring.
-//! Disk, clock, randomness and spawning come in as arguments ([`env`], [`io`]), so that the same code
+//! Disk, clock, randomness and spawning come in as arguments ([`mod@env`], [`io`]), so that the same code
 //! runs on io_uring and in a seeded simulation.
 //!
 //! Does not know: sockets, opcodes, buckets' users, streams.

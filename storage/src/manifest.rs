@@ -52,9 +52,9 @@ pub enum ManifestError {
         /// Where.
         device: String,
         /// What is wrong with slot 0.
-        first: FormatError,
+        first: Box<FormatError>,
         /// What is wrong with slot 1.
-        second: FormatError,
+        second: Box<FormatError>,
     },
     /// A durable part of the manifest does not verify, or makes no sense.
     #[error("the manifest of {device} is damaged at offset {offset}")]
@@ -73,11 +73,11 @@ impl ManifestError {
     /// The version of the format if that is the reason.
     #[must_use]
     pub fn version(&self) -> Option<u32> {
-        match self {
-            ManifestError::Superblock { first: FormatError::Version { found, .. }, .. }
-            | ManifestError::Superblock { second: FormatError::Version { found, .. }, .. } => Some(*found),
+        let ManifestError::Superblock { first, second, .. } = self else { return None };
+        [first, second].into_iter().find_map(|error| match **error {
+            FormatError::Version { found, .. } => Some(found),
             _ => None,
-        }
+        })
     }
 }
 
@@ -227,7 +227,11 @@ pub async fn read_root(device: &Rc<dyn Device>) -> Result<Root, ManifestError> {
             Root { superblock, damaged_slot: Some((SUPERBLOCK_SLOTS[0], error)), slots_differ: true }
         }
         (Err(first), Err(second)) => {
-            return Err(ManifestError::Superblock { device: device.name().to_owned(), first, second });
+            return Err(ManifestError::Superblock {
+                device: device.name().to_owned(),
+                first: Box::new(first),
+                second: Box::new(second),
+            });
         }
     })
 }
@@ -250,6 +254,9 @@ pub struct Loaded {
     pub torn: bool,
 }
 
+/// A verified batch: header, checksum, payload.
+type Checked<'a> = (BatchHeader, u32, &'a [u8]);
+
 /// Reads the manifest that `superblock` names.
 ///
 /// # Errors
@@ -266,7 +273,7 @@ pub async fn load(device: &Rc<dyn Device>, superblock: &Superblock) -> Result<Lo
     let area = area.map_err(|source| io_error(device, "read", base, source))?;
     let mut loaded =
         Loaded { state: ManifestState::default(), head: 0, previous_crc: 0, batches: 0, torn: false };
-    let check = |head: u64, previous_crc: u32| -> Result<Option<(BatchHeader, u32, &[u8])>, FormatError> {
+    let check = |head: u64, previous_crc: u32| -> Result<Option<Checked<'_>>, FormatError> {
         let rest = &area[head as usize * BLOCK_BYTES..];
         if rest.is_empty() {
             return Ok(None);
@@ -655,5 +662,34 @@ mod tests {
                 assert!(matches!(error, ManifestError::Damaged { .. }), "block {block}: {error}");
             }
         });
+    }
+
+    /// A change that a power cut interrupts is there whole or not at all, whatever sectors of it reached the medium.
+    #[test]
+    fn a_change_cut_by_a_crash_is_whole_or_absent() {
+        let (mut torn, mut absent, mut whole) = (0, 0, 0);
+        for seed in 0..200 {
+            let (sim, disk, space) = set_up(seed);
+            let state = ManifestState::default();
+            let manifest = sim.block_on(Manifest::format(space, 7, GEOMETRY, 0, state)).unwrap();
+            let name = "x".repeat(3000);
+            let bucket = BucketDesc { id: BucketId(3), uuid: 1, name: name.clone(), config: String::new() };
+            sim.spawn(async move { manifest.commit(vec![Record::Bucket(bucket)]).await.unwrap() });
+            sim.run_steps(seed % 7);
+            drop(sim);
+            disk.crash(seed);
+            let sim = SimExecutor::new(seed);
+            disk.attach(&sim);
+            let device = disk.open("data");
+            let root = sim.block_on(read_root(&device)).unwrap();
+            let loaded = sim.block_on(load(&device, &root.superblock)).unwrap();
+            match loaded.state.buckets.get(&BucketId(3)) {
+                Some(bucket) => whole += i32::from(bucket.name == name),
+                None if loaded.torn => torn += 1,
+                None => absent += 1,
+            }
+        }
+        assert_eq!(torn + absent + whole, 200);
+        assert!(torn > 0 && absent > 0 && whole > 0, "torn {torn}, absent {absent}, whole {whole}");
     }
 }

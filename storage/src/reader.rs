@@ -105,7 +105,7 @@ pub async fn finish(
             Shape::Metas
         }
     };
-    let block = Block { object: at.identity.object, bytes, shape };
+    let block = Block { object: at.identity.object, bytes: bytes.into_owned(), shape };
     Ok(space.cache().insert((space.file(), at.place), block, admission))
 }
 

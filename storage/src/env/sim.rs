@@ -123,6 +123,12 @@ impl Core {
         self.halted.set(true);
     }
 
+    /// Whether the process has died.
+    pub(crate) fn is_halted(&self) -> bool {
+        self.halted.get()
+    }
+
+    /// Virtual nanoseconds since the start.
     pub(crate) fn now_ns(&self) -> u64 {
         self.now_ns.get()
     }

@@ -388,11 +388,11 @@ mod tests {
         assert_eq!((part.records as usize, part.collection), (added, 0));
         let metas_identity = BlockIdentity { kind: BlockType::Metas, ..identity() };
         open_block(&metas_identity, 100 + u64::from(key_blocks), metas).unwrap();
-        for index in 0..added {
-            assert_eq!(part.key(block, index), &keys[index].as_bytes()[1..]);
+        for (index, key) in keys.iter().take(added).enumerate() {
+            assert_eq!(part.key(block, index), &key.as_bytes()[1..]);
             assert_eq!(part.seqno(block, index), (Seqno(index as u64 + 1), index % 5 == 0));
             assert_eq!(meta_at(metas, index).unwrap().item.cas, Cas((index as u64 + 1) * 3));
-            assert_eq!(part.lower_bound(block, 0, &keys[index].as_bytes()[1..]), index);
+            assert_eq!(part.lower_bound(block, 0, &key.as_bytes()[1..]), index);
         }
         assert!(meta_at(metas, added).is_err());
         assert_eq!(part.lower_bound(block, 0, b"zzz"), added);

@@ -1,6 +1,6 @@
 //! DMA buffers: zeroed, block aligned memory that direct I/O reads into and writes from.
 //!
-//! A [`DmaBuffer`] is either memory of its own, or a lease on a part of an [`Arena`], the pool of a ring that the
+//! A [`DmaBuffer`] is either memory of its own, or a lease on a part of an arena, the pool of a ring that the
 //! kernel may have registered. The holder cannot tell and need not; a lease goes back when it is dropped. Leases are
 //! scarce, so what is kept for long (a cache) belongs in memory of its own: [`DmaBuffer::into_owned`].
 //!

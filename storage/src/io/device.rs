@@ -63,9 +63,10 @@ pub enum DeviceError {
         #[source]
         source: io::Error,
     },
-    /// The filesystem refuses `O_DIRECT`, as tmpfs and some overlays do.
+    /// The filesystem refuses `O_DIRECT`, or accepts it and keeps everything in memory, as tmpfs does.
     #[error(
-        "the filesystem of {} does not do direct I/O (O_DIRECT): put the data directory on ext4, XFS or a block device",
+        "the filesystem of {} does not do direct I/O (O_DIRECT) to a device: put the data directory on ext4, XFS or a \
+         block device, not on tmpfs",
         path.display()
     )]
     NotDirect {
@@ -126,10 +127,15 @@ impl RingDevice {
     /// Opens a file or block device for direct I/O, for the ring of this core. Blocks the thread.
     ///
     /// # Errors
-    /// See [`DeviceError`]; nothing is left behind except, at worst, an empty new file.
+    /// See [`DeviceError`]. A file that was created and refused is removed; one that could not be made long enough stays.
     pub fn open(ring: &Rc<Ring>, path: &Path, options: &OpenOptions) -> Result<RingDevice, DeviceError> {
         let (fd, created) = open_direct(path, options)?;
-        let facts = verify(&fd, path)?;
+        let facts = verify(&fd, path).inspect_err(|_| {
+            if created {
+                // What was created a moment ago, and refused, is still empty.
+                let _ = rustix::fs::unlink(path);
+            }
+        })?;
         let mut len_bytes = len_of(&fd, path, facts.block_device)?;
         let grown = options.len_bytes_min > len_bytes;
         if grown {
@@ -327,6 +333,10 @@ fn open_direct(path: &Path, options: &OpenOptions) -> Result<(OwnedFd, bool), De
     }
 }
 
+/// `f_type` of filesystems that live in memory: tmpfs and ramfs (`linux/magic.h`). Newer kernels let both be opened with
+/// `O_DIRECT`, but nothing written there outlives the machine.
+const MEMORY_FILESYSTEMS: [u64; 2] = [0x0102_1994, 0x8584_58F6];
+
 fn verify(fd: &OwnedFd, path: &Path) -> Result<DeviceFacts, DeviceError> {
     let open_error =
         |errno: rustix::io::Errno| DeviceError::Open { path: path.to_owned(), source: errno.into() };
@@ -337,7 +347,10 @@ fn verify(fd: &OwnedFd, path: &Path) -> Result<DeviceFacts, DeviceError> {
         _ => return Err(DeviceError::Kind { path: path.to_owned() }),
     };
     let direct = rustix::fs::fcntl_getfl(fd).map_err(open_error)?.contains(OFlags::DIRECT);
-    if !direct {
+    let filesystem = rustix::fs::fstatfs(fd).map_err(open_error)?.f_type;
+    let in_memory =
+        !block_device && MEMORY_FILESYSTEMS.iter().any(|&magic| i128::from(filesystem) == i128::from(magic));
+    if !direct || in_memory {
         return Err(DeviceError::NotDirect { path: path.to_owned() });
     }
     let told = rustix::fs::statx(fd, "", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN)

@@ -24,7 +24,9 @@ pub mod buffer;
 mod completion;
 pub mod device;
 mod operation;
+pub mod probe;
 pub mod ring;
+mod ring_config;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;
 mod sync_order;
@@ -43,6 +45,7 @@ pub trait Device {
     fn len_bytes(&self) -> u64;
 
     /// A zeroed buffer for this device: `len` bytes, a multiple of [`BLOCK_BYTES`]; registered memory if some is free.
+    /// That is scarce: keep what lives long as [`DmaBuffer::into_owned`].
     fn buffer(&self, len: usize) -> DmaBuffer;
 
     /// Reads exactly `len` bytes at `offset`. Short reads and interruptions are retried inside.

@@ -1,6 +1,6 @@
 //! The storage ring: one io_uring per core, and the only home of `io_uring::`.
 //!
-//! Operations are queued by [`Ring::start`] and wait there until the host, at the end of its scheduling round, calls
+//! Operations are queued by the devices and wait there until the host, at the end of its scheduling round, calls
 //! [`Ring::submit`]: one system call for all of them. When [`Ring::event_fd`] becomes readable, or at any time
 //! before, the host calls [`Ring::drain`], which answers what has completed, and then `submit` again for what had to wait
 //! or be repeated. The ring awaits nothing and starts no thread.
@@ -33,131 +33,16 @@ use super::operation::{Answer, FileSyncs, Next, Operation, OperationKind, Outcom
 use super::{BLOCK_BYTES, DmaBuffer};
 use crate::metrics::DeviceMetrics;
 
+pub use super::ring_config::{RingConfig, RingError, RingFacts, RingStats};
+
 /// Syncs and durable writes that may be in flight beyond the depth of everything else.
 pub const URGENT_DEPTH: u32 = 16;
 /// The longest transfer of one entry, in bytes; longer ones go on where it stopped.
 const TRANSFER_BYTES_MAX: usize = 1 << 30;
+/// How often a system call that a signal interrupts is repeated at once.
+const ENTER_TRIES: u32 = 4;
 /// Below this an arena is not worth registering, in bytes.
 const ARENA_BYTES_MIN: usize = LEASE_BYTES_MAX;
-
-/// What a ring is asked to be.
-#[derive(Debug, Clone)]
-pub struct RingConfig {
-    /// Entries of the submission queue; the completion queue has twice as many.
-    pub entries: u32,
-    /// Operations in flight, beyond which they queue.
-    pub depth_max: u32,
-    /// Memory for DMA buffers, in bytes; what does not fit comes from the heap. Halved until it can be registered.
-    pub arena_bytes: usize,
-    /// Slots for registered files; further files work unregistered.
-    pub files_max: u32,
-    /// Whether to register files and buffers at all.
-    pub register: bool,
-}
-
-impl Default for RingConfig {
-    fn default() -> RingConfig {
-        RingConfig { entries: 256, depth_max: 64, arena_bytes: 16 << 20, files_max: 64, register: true }
-    }
-}
-
-/// What the kernel made of a [`RingConfig`].
-#[derive(Debug, Clone, serde::Serialize)]
-pub struct RingFacts {
-    /// Entries of the submission queue.
-    pub entries: u32,
-    /// Entries of the completion queue.
-    pub completion_entries: u32,
-    /// Operations in flight, beyond which they queue.
-    pub depth_max: u32,
-    /// The kernel knows that only one thread submits.
-    pub single_issuer: bool,
-    /// Completions do not interrupt the thread.
-    pub coop_taskrun: bool,
-    /// Slots for registered files; 0 if there are none.
-    pub registered_files: u32,
-    /// Bytes of DMA memory that the kernel has registered; 0 if none.
-    pub registered_buffer_bytes: usize,
-    /// Bytes of DMA memory of the ring, registered or not.
-    pub arena_bytes: usize,
-    /// Why something is not registered, or registered in part.
-    pub unregistered_because: Option<String>,
-}
-
-/// Counters of a ring since it was made.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, serde::Serialize)]
-pub struct RingStats {
-    /// Operations started.
-    pub operations: u64,
-    /// Operations answered.
-    pub answered: u64,
-    /// Entries handed to the kernel.
-    pub entries: u64,
-    /// System calls that handed over entries or asked for completions.
-    pub enters: u64,
-    /// Completions taken from the kernel.
-    pub completions: u64,
-    /// Bytes read.
-    pub bytes_read: u64,
-    /// Bytes written.
-    pub bytes_written: u64,
-    /// Operations submitted again after an interruption or a short transfer.
-    pub retries: u64,
-    /// System calls that the kernel put off (EINTR, EAGAIN, EBUSY).
-    pub enter_retries: u64,
-    /// Operations waiting for a place in the ring, now.
-    pub queued: u64,
-    /// The most that ever waited.
-    pub queued_max: u64,
-    /// Operations that the kernel holds, now.
-    pub in_flight: u64,
-    /// The most the kernel ever held.
-    pub in_flight_max: u64,
-    /// Buffers that did not fit into the ring's DMA memory and came from the heap.
-    pub arena_misses: u64,
-}
-
-/// Why there is no ring.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum RingError {
-    /// The kernel has no io_uring, or does not let this process use it.
-    #[error(
-        "io_uring is not available to this process: look at sysctl kernel.io_uring_disabled, the container's seccomp \
-         profile and the kernel version (6.1 or later)"
-    )]
-    Forbidden(#[source] io::Error),
-    /// Not enough locked memory or file descriptors.
-    #[error(
-        "not enough memory or descriptors for an io_uring of {entries} entries: look at ulimit -l and ulimit -n"
-    )]
-    Resources {
-        /// Entries asked for.
-        entries: u32,
-        /// What the kernel said.
-        #[source]
-        source: io::Error,
-    },
-    /// Anything else.
-    #[error("cannot set up an io_uring of {entries} entries")]
-    Setup {
-        /// Entries asked for.
-        entries: u32,
-        /// What the kernel said.
-        #[source]
-        source: io::Error,
-    },
-}
-
-impl RingError {
-    fn of_setup(entries: u32, source: io::Error) -> RingError {
-        match source.raw_os_error() {
-            Some(libc::EPERM | libc::ENOSYS | libc::EACCES) => RingError::Forbidden(source),
-            Some(libc::ENOMEM | libc::EMFILE | libc::ENFILE) => RingError::Resources { entries, source },
-            _ => RingError::Setup { entries, source },
-        }
-    }
-}
 
 /// A file the ring reads and writes. The ring and the operations in flight share it with its device.
 pub(crate) struct RingFile {
@@ -216,11 +101,7 @@ struct Inner {
     free_slots: Vec<u32>,
     urgent: VecDeque<RingOperation>,
     queue: VecDeque<RingOperation>,
-    /// Entries pushed, and of those taken by the kernel, since the ring was made.
-    pushed: u64,
-    taken: u64,
-    /// Chains of the last round: number of the entry of their sync, and slot.
-    chains: Vec<(u64, u32)>,
+    handed: Handed,
     free_files: Vec<u32>,
     completions: Vec<(u64, i32)>,
     arena: Rc<Arena>,
@@ -295,9 +176,7 @@ impl Ring {
                 free_slots: (0..slot_count).rev().collect(),
                 urgent: VecDeque::new(),
                 queue: VecDeque::new(),
-                pushed: 0,
-                taken: 0,
-                chains: Vec::new(),
+                handed: Handed::default(),
                 free_files: (0..facts.registered_files).rev().collect(),
                 completions: Vec::new(),
                 arena: Rc::clone(&arena),
@@ -357,7 +236,7 @@ impl Ring {
     #[must_use]
     pub fn needs_submit(&self) -> bool {
         let inner = self.inner.borrow();
-        inner.pushed > inner.taken
+        inner.handed.is_owed()
             || (!inner.urgent.is_empty() && inner.may_start(true))
             || (!inner.queue.is_empty() && inner.may_start(false))
     }
@@ -605,7 +484,7 @@ impl Inner {
             .user_data(user_data(slot, Part::LinkedSync));
             self.slots[slot as usize] = Some(operation);
             self.push_entry(&first.flags(Flags::IO_LINK));
-            self.chains.push((self.pushed, slot));
+            self.handed.chain_pushed(slot);
             self.push_entry(&sync);
         } else {
             self.slots[slot as usize] = Some(operation);
@@ -621,36 +500,40 @@ impl Inner {
         let pushed = unsafe { submission.push(entry) };
         pushed.expect("room was looked for");
         drop(submission);
-        self.pushed += 1;
+        self.handed.pushed += 1;
     }
 
     /// Hands the submission queue to the kernel.
     fn enter(&mut self) -> io::Result<u32> {
-        if self.pushed == self.taken {
+        if !self.handed.is_owed() {
             return Ok(0);
         }
-        self.stats.enters += 1;
-        match self.uring.submit() {
-            Ok(count) => {
-                self.note_taken(count as u64);
-                Ok(u32::try_from(count).unwrap_or(u32::MAX))
+        for _ in 0..ENTER_TRIES {
+            self.stats.enters += 1;
+            match self.uring.submit() {
+                Ok(count) => {
+                    self.note_taken(count as u64);
+                    return Ok(u32::try_from(count).unwrap_or(u32::MAX));
+                }
+                Err(error) => {
+                    let interrupted = error.kind() == io::ErrorKind::Interrupted;
+                    self.put_off(error)?;
+                    if !interrupted {
+                        break;
+                    }
+                }
             }
-            Err(error) => self.put_off(error).map(|()| 0),
         }
+        Ok(0)
     }
 
-    /// The kernel took `count` entries. If the last of them is the write of a chain, its sync comes in another
-    /// system call and the kernel no longer knows that they belong together.
     fn note_taken(&mut self, count: u64) {
-        self.taken += count;
         self.stats.entries += count;
-        if let Some(&(_, slot)) = self.chains.iter().find(|(sync_entry, _)| *sync_entry == self.taken)
+        if let Some(slot) = self.handed.taken(count)
             && let Some(operation) = &mut self.slots[slot as usize]
         {
             operation.break_chain();
         }
-        let taken = self.taken;
-        self.chains.retain(|(sync_entry, _)| *sync_entry >= taken);
     }
 
     /// Whether an error of the system call will go away by itself.
@@ -775,6 +658,39 @@ impl std::fmt::Debug for Ring {
     }
 }
 
+/// Which entries the kernel has taken, and whether it took a chain apart.
+#[derive(Default)]
+struct Handed {
+    /// Entries pushed since the ring was made.
+    pushed: u64,
+    /// Of those, taken by the kernel.
+    taken: u64,
+    /// Chains whose sync was not taken: the number of that entry, and the slot.
+    chains: Vec<(u64, u32)>,
+}
+
+impl Handed {
+    /// Whether entries wait in the submission queue.
+    fn is_owed(&self) -> bool {
+        self.pushed > self.taken
+    }
+
+    /// The next entry is the sync of a chain whose write was the last.
+    fn chain_pushed(&mut self, slot: u32) {
+        self.chains.push((self.pushed, slot));
+    }
+
+    /// The kernel took `count` entries. If the last of them is the write of a chain, its sync comes in another system
+    /// call, and the kernel no longer knows that they belong together: the slot of that chain.
+    fn taken(&mut self, count: u64) -> Option<u32> {
+        self.taken += count;
+        let taken = self.taken;
+        let broken = self.chains.iter().find(|(sync, _)| count > 0 && *sync == taken).map(|&(_, slot)| slot);
+        self.chains.retain(|(sync, _)| *sync >= taken);
+        broken
+    }
+}
+
 /// The entry of an operation, or the first of its chain.
 fn first_entry(operation: &mut RingOperation, registered_arena: Option<&Rc<Arena>>) -> squeue::Entry {
     let file = Rc::clone(&operation.file);
@@ -811,4 +727,39 @@ fn user_data(slot: u32, part: Part) -> u64 {
 fn slot_and_part(user_data: u64) -> (u32, Part) {
     let slot = u32::try_from(user_data >> 1).expect("we tagged it with a slot");
     (slot, if user_data & 1 == 0 { Part::First } else { Part::LinkedSync })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Two chains and a read between them: entries 0 1, 2, 3 4.
+    fn two_chains() -> Handed {
+        let mut handed = Handed { pushed: 1, ..Handed::default() };
+        handed.chain_pushed(10);
+        handed.pushed += 3;
+        handed.chain_pushed(11);
+        handed.pushed += 1;
+        handed
+    }
+
+    #[test]
+    fn chain_is_broken_only_if_the_kernel_stops_between_its_entries() {
+        for (count, broken) in [(0, None), (1, Some(10)), (2, None), (3, None), (4, Some(11)), (5, None)] {
+            let mut handed = two_chains();
+            assert_eq!(handed.taken(count), broken, "{count} entries taken");
+            assert_eq!(handed.is_owed(), count < 5);
+            assert_eq!(handed.taken(5 - count), None, "the rest after {count}");
+            assert!(handed.chains.is_empty() && !handed.is_owed());
+        }
+    }
+
+    #[test]
+    fn slot_and_part_survive_the_trip_through_the_kernel() {
+        for slot in [0, 1, 79, u32::MAX] {
+            for part in [Part::First, Part::LinkedSync] {
+                assert_eq!(slot_and_part(user_data(slot, part)), (slot, part));
+            }
+        }
+    }
 }

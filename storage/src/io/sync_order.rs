@@ -102,6 +102,7 @@ mod tests {
         answered
     }
 
+    /// G7: a failed sync is final, also for syncs that run beside it.
     #[test]
     fn later_sync_waits_for_the_earlier_and_shares_its_failure() {
         let mut order = SyncOrder::new();

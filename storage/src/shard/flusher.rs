@@ -152,9 +152,7 @@ impl ShardCore {
         if let Some(reason) = self.failure() {
             return Err(reason);
         }
-        if flushed.is_err() {
-            return flushed;
-        }
+        flushed?;
         self.change_manifest(vec![Record::Closed]).await.map_err(|error| error.to_string().into())
     }
 }

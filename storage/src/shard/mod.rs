@@ -177,6 +177,8 @@ impl ShardCore {
 pub struct ShardStats {
     /// Blocks of the log in use, of all.
     pub wal_fullness: f64,
+    /// Blocks written to the log since format.
+    pub wal_head_blocks: u64,
     /// Records that wait for a commit, in bytes.
     pub wal_pending_bytes: u64,
     /// Versions not flushed yet, in bytes.
@@ -268,6 +270,7 @@ impl Shard {
         let (manifest_changes, manifest_checkpoints) = self.core.manifest.written();
         ShardStats {
             wal_fullness: self.core.wal.fullness(),
+            wal_head_blocks: self.core.wal.head(),
             wal_pending_bytes: self.core.wal.pending_bytes() as u64,
             memtable_bytes: self.core.memtable_bytes.get(),
             resident_bytes: self.core.resident_bytes.get(),

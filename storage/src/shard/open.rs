@@ -64,10 +64,10 @@ pub enum OpenError {
     },
     /// Root or manifest.
     #[error("the manifest cannot be used")]
-    Manifest(#[from] ManifestError),
+    Manifest(#[source] Box<ManifestError>),
     /// The log.
     #[error("the write-ahead log cannot be used")]
-    Wal(#[from] WalError),
+    Wal(#[source] Box<WalError>),
     /// An index of a vbucket.
     #[error("vbucket {vb} cannot be opened")]
     Vbucket {
@@ -75,7 +75,7 @@ pub enum OpenError {
         vb: VbId,
         /// Why.
         #[source]
-        source: ReadError,
+        source: Box<ReadError>,
     },
     /// Two things own the same blocks, or something lies outside the file.
     #[error("{device}: blocks {start}+{blocks} of vbucket {vb} are owned twice or lie outside the file")]
@@ -107,6 +107,18 @@ pub enum OpenError {
         /// What the root names.
         found: u64,
     },
+}
+
+impl From<ManifestError> for OpenError {
+    fn from(error: ManifestError) -> OpenError {
+        OpenError::Manifest(Box::new(error))
+    }
+}
+
+impl From<WalError> for OpenError {
+    fn from(error: WalError) -> OpenError {
+        OpenError::Wal(Box::new(error))
+    }
 }
 
 /// What opening found and did.
@@ -256,7 +268,7 @@ pub(super) async fn open(
     for (key, described) in &state.vbuckets {
         let version = open_version(&core, described)
             .await
-            .map_err(|source| OpenError::Vbucket { vb: described.vb, source })?;
+            .map_err(|source| OpenError::Vbucket { vb: described.vb, source: Box::new(source) })?;
         vbuckets.insert(*key, VbStore::new(core.clone(), described, version));
     }
     for (position, record) in records {

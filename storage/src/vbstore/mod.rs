@@ -277,6 +277,11 @@ impl VbStore {
         self.state.borrow().table.get(key).filter(|item| item.meta.seqno == seqno).cloned()
     }
 
+    /// Waits on the clock of the vbucket's host.
+    pub async fn sleep(&self, duration: std::time::Duration) {
+        self.core.env().spawn.sleep(duration).await;
+    }
+
     pub(crate) fn core(&self) -> &Rc<ShardCore> {
         &self.core
     }

@@ -83,16 +83,54 @@ fn filesystem_without_direct_io_is_refused_with_advice() {
     let directory = tempfile::tempdir_in(shm).unwrap();
     let path = directory.path().join("data");
     let host = host();
-    match RingDevice::open(host.ring(), &path, &create(4096)) {
-        Err(error @ DeviceError::NotDirect { .. }) => {
-            let message = error.to_string();
-            assert!(message.contains(path.to_str().unwrap()) && message.contains("ext4"), "{message}");
-            assert!(!path.exists(), "the refused file is left behind");
-        }
-        Err(error) => panic!("another error: {error}"),
-        // Newer kernels do direct I/O on tmpfs.
-        Ok(device) => assert!(device.is_direct().unwrap()),
+    let error = RingDevice::open(host.ring(), &path, &create(4096)).unwrap_err();
+    assert!(matches!(error, DeviceError::NotDirect { .. }), "{error}");
+    let message = error.to_string();
+    assert!(message.contains(path.to_str().unwrap()) && message.contains("ext4"), "{message}");
+    assert!(!path.exists(), "the refused file is left behind");
+}
+
+/// Sets a loop device up and takes it away again.
+struct Loop(String);
+
+impl Loop {
+    fn over(path: &std::path::Path) -> Option<Loop> {
+        let output =
+            std::process::Command::new("losetup").args(["--find", "--show"]).arg(path).output().ok()?;
+        output.status.success().then(|| Loop(String::from_utf8_lossy(&output.stdout).trim().to_owned()))
     }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        let detached = std::process::Command::new("losetup").args(["--detach", &self.0]).status();
+        assert!(detached.is_ok_and(|status| status.success()), "{} stays", self.0);
+    }
+}
+
+#[test]
+fn block_device_is_a_device_of_fixed_length() {
+    let directory = scratch();
+    let file = directory.path().join("image");
+    std::fs::write(&file, vec![0; 8 << 20]).unwrap();
+    let Some(block_device) = Loop::over(&file) else {
+        eprintln!("skipped: cannot set up a loop device here");
+        return;
+    };
+    let host = host();
+    let device = RingDevice::open(host.ring(), block_device.0.as_ref(), &create(8 << 20)).unwrap();
+    assert!(device.facts().block_device && device.is_direct().unwrap());
+    assert_eq!(device.len_bytes(), 8 << 20);
+    host.block_on(async {
+        let mut buffer = device.buffer(4096);
+        buffer.fill(6);
+        device.write_durable((8 << 20) - 4096, buffer).await.unwrap();
+        assert_eq!(*device.read((8 << 20) - 4096, 4096).await.unwrap(), [6; 4096]);
+        assert_eq!(device.grow(16 << 20).await.unwrap_err().kind(), std::io::ErrorKind::StorageFull);
+    });
+    let error = RingDevice::open(host.ring(), block_device.0.as_ref(), &create(16 << 20)).unwrap_err();
+    assert!(matches!(error, DeviceError::Allocate { .. }), "{error}");
+    drop(device);
 }
 
 #[test]

@@ -136,7 +136,8 @@ struct SimFile {
 
 struct Disk {
     random: Xoshiro256PlusPlus,
-    timeline: Weak<Core>,
+    /// Absent until an executor is attached.
+    timeline: Option<Weak<Core>>,
     /// Raised by every crash: devices of an older one are dead.
     incarnation: u64,
     files: BTreeMap<String, SimFile>,
@@ -189,7 +190,7 @@ impl SimDisk {
         SimDisk {
             disk: Rc::new(RefCell::new(Disk {
                 random: Xoshiro256PlusPlus::seed_from_u64(seed),
-                timeline: Weak::new(),
+                timeline: None,
                 incarnation: 0,
                 files: BTreeMap::new(),
                 faults: FaultPlan::default(),
@@ -206,7 +207,7 @@ impl SimDisk {
 
     /// Completions come on this executor's timeline from now on.
     pub fn attach(&self, executor: &SimExecutor) {
-        self.disk.borrow_mut().timeline = Rc::downgrade(executor.core());
+        self.disk.borrow_mut().timeline = Some(Rc::downgrade(executor.core()));
     }
 
     /// Opens a file, empty and of length 0 if there was none.
@@ -393,7 +394,7 @@ fn take_in_flight(file: &mut SimFile) -> (Vec<Change>, Vec<InFlight>) {
 
 fn end_incarnation(disk: &mut Disk) {
     disk.incarnation += 1;
-    disk.timeline = Weak::new();
+    disk.timeline = None;
     disk.faults = FaultPlan::default();
     disk.kill_at = None;
     disk.killed = false;
@@ -424,7 +425,9 @@ impl SimDevice {
         if disk.incarnation != self.incarnation || disk.killed {
             return;
         }
-        let timeline = disk.timeline.upgrade().expect("an executor is attached to the simulated disk");
+        let timeline = disk.timeline.as_ref().expect("an executor is attached to the simulated disk");
+        // Gone or halted: the process has died, and this is what its destructors still try.
+        let Some(timeline) = timeline.upgrade().filter(|timeline| !timeline.is_halted()) else { return };
         disk.operations += 1;
         let id = disk.operations;
         disk.count(&operation);
@@ -460,7 +463,7 @@ impl SimDevice {
         if disk.incarnation != self.incarnation {
             return;
         }
-        let now_ns = disk.timeline.upgrade().map_or(0, |timeline| timeline.now_ns());
+        let now_ns = disk.timeline.as_ref().and_then(Weak::upgrade).map_or(0, |timeline| timeline.now_ns());
         disk.note(mix(now_ns, id));
         let available = disk.capacity_bytes.map(|capacity| capacity.saturating_sub(disk.len_all_files()));
         let file = disk.files.get_mut(&self.name).expect("open files exist");

@@ -1,0 +1,166 @@
+//! A core as the storage engine sees it: clock, tasks, timers, randomness.
+//!
+//! Implements the traits of [`ringbase_storage::env`] with the executor of the calling thread. A task that panics
+//! ends alone: the panic is logged with the task's name and the core goes on.
+//!
+//! Cost: a spawn allocates the task; `should_yield` reads two words of the executor's ring.
+//!
+//! Does not know: what the tasks do.
+
+use std::future::Future;
+use std::panic::AssertUnwindSafe;
+use std::rc::Rc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use futures_lite::FutureExt;
+use rand::Rng;
+use ringbase_storage::env::{Clock, Env, LocalFuture, Spawn};
+use tracing::error;
+
+/// The environment of the calling core. Must be called on an executor; usable only there.
+#[must_use]
+pub fn env() -> Env {
+    let mut random = rand::rng();
+    Env::new(Rc::new(CoreClock { start: Instant::now() }), Rc::new(CoreSpawn), move || random.next_u64())
+}
+
+/// Starts a task on the calling core. It begins after the caller's next await, never inside this call: the caller may
+/// hold borrows.
+pub fn spawn(name: &'static str, task: impl Future<Output = ()> + 'static) {
+    let guarded = async move {
+        if let Err(panic) = AssertUnwindSafe(task).catch_unwind().await {
+            error!(task = name, panic = panic_text(&*panic), "task panicked");
+        }
+    };
+    let queue = glommio::executor().current_task_queue();
+    match glommio::spawn_local_into(guarded, queue) {
+        Ok(task) => drop(task.detach()),
+        Err(error) => error!(task = name, %error, "task queue gone, task not started"),
+    }
+}
+
+/// Resolves after `duration`.
+pub async fn sleep(duration: Duration) {
+    glommio::timer::sleep(duration).await;
+}
+
+/// Lets the other ready tasks of this core run first.
+pub async fn yield_now() {
+    futures_lite::future::yield_now().await;
+}
+
+/// Whether the executor wants the running task to yield.
+#[must_use]
+pub fn should_yield() -> bool {
+    glommio::executor().need_preempt()
+}
+
+/// Yields if the executor asks for it: sockets and timers of this core get their turn.
+pub async fn relax() {
+    glommio::executor().yield_if_needed().await;
+}
+
+/// What a panic said, for a log line.
+#[must_use]
+pub fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
+    panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("(no message)")
+}
+
+/// The machine's clocks.
+struct CoreClock {
+    start: Instant,
+}
+
+impl Clock for CoreClock {
+    fn wall_ns(&self) -> u64 {
+        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        u64::try_from(since_epoch.as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    fn monotonic_ns(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+}
+
+/// The executor of the calling thread.
+struct CoreSpawn;
+
+impl Spawn for CoreSpawn {
+    fn spawn(&self, name: &'static str, task: LocalFuture<'static, ()>) {
+        spawn(name, task);
+    }
+
+    fn sleep(&self, duration: Duration) -> LocalFuture<'static, ()> {
+        Box::pin(sleep(duration))
+    }
+
+    fn yield_now(&self) -> LocalFuture<'static, ()> {
+        Box::pin(async {
+            if should_yield() {
+                relax().await;
+            } else {
+                yield_now().await;
+            }
+        })
+    }
+
+    fn should_yield(&self) -> bool {
+        should_yield()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::{Cell, RefCell};
+
+    use super::super::executor::tests::on_one_core;
+    use super::*;
+
+    #[test]
+    fn task_that_panics_ends_alone() {
+        let done = on_one_core(|| async {
+            let done = Rc::new(Cell::new(false));
+            let env = env();
+            env.spawn("panics", async { panic!("on purpose") });
+            let flag = Rc::clone(&done);
+            env.spawn("goes on", async move { flag.set(true) });
+            env.spawn.sleep(Duration::from_millis(2)).await;
+            done.get()
+        });
+        assert!(done);
+    }
+
+    #[test]
+    fn spawned_task_does_not_run_inside_spawn() {
+        on_one_core(|| async {
+            let cell = Rc::new(RefCell::new(0));
+            let borrowed = cell.borrow_mut();
+            let other = Rc::clone(&cell);
+            env().spawn("borrows", async move { *other.borrow_mut() += 1 });
+            drop(borrowed);
+            yield_now().await;
+            assert_eq!(*cell.borrow(), 1);
+        });
+    }
+
+    #[test]
+    fn busy_task_is_asked_to_yield_and_timers_run_then() {
+        on_one_core(|| async {
+            let fired = Rc::new(Cell::new(false));
+            let flag = Rc::clone(&fired);
+            spawn("timer", async move {
+                sleep(Duration::from_millis(5)).await;
+                flag.set(true);
+            });
+            let started = Instant::now();
+            while !fired.get() {
+                assert!(started.elapsed() < Duration::from_secs(10), "the timer never fired");
+                relax().await;
+            }
+        });
+    }
+}

@@ -1,0 +1,17 @@
+//! The runtime of the node, and the only home of `glommio::`: cores, tasks, timers, sockets, mailboxes.
+//!
+//! One [`executor`] per core; [`host`] shows it to the storage engine; [`event`] wakes tasks of the same core,
+//! [`doorbell`] from outside, [`mailbox`] carries messages between cores; [`socket`] is TCP.
+//!
+//! Does not know: opcodes, formats, buckets.
+
+pub mod doorbell;
+pub mod event;
+pub mod executor;
+mod fd;
+pub mod host;
+pub mod mailbox;
+mod pulse;
+pub mod socket;
+
+pub use executor::{CoreId, CoreSettings, CoreThread, StartError};

@@ -49,7 +49,7 @@ class Node:
             "--mgmt-listen", "127.0.0.1:0",
             "--cores", str(self.cores),
             "--vbuckets", str(self.vbuckets),
-            "--wal-segment-bytes", "4MiB",
+            "--wal-segment-bytes", "16MiB",  # a document may take a quarter of the log, and 20 MiB must fit
         ]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
@@ -77,6 +77,12 @@ class Node:
             raise NodeFailed(f"still runs {STOP_SECONDS} s after SIGTERM\n{self._tail()}") from None
         if code != 0:
             raise NodeFailed(f"ended with {code} after SIGTERM\n{self._tail()}")
+
+    def demand_running(self):
+        """Fails at once if the node has ended by itself; a client would only notice by its time-outs."""
+        code = self._process.poll()
+        if code is not None:
+            raise NodeFailed(f"ended by itself with {code}\n{self._tail()}")
 
     def kill(self):
         """Ends the node without giving it a chance to do anything."""

@@ -5,7 +5,7 @@ import unittest
 from datetime import timedelta
 
 from couchbase.diagnostics import PingState, ServiceType
-from couchbase.durability import ClientDurability, PersistTo, ReplicateTo
+from couchbase.durability import Durability, ServerDurability
 from couchbase.exceptions import (
     AuthenticationException,
     BucketNotFoundException,
@@ -35,6 +35,10 @@ from sdk_case import BUCKET, SdkCase, connect
 
 RAW = RawBinaryTranscoder()
 
+# The node answers once the write is on disk. The SDK's own waiting (`ClientDurability`) is no substitute: with persist_to
+# ACTIVE it looks once and goes on whatever it sees, with ONE it demands a replica.
+ON_DISK = ServerDurability(Durability.PERSIST_TO_MAJORITY)
+
 
 class Documents(SdkCase):
     def put_raw(self, key, value):
@@ -59,7 +63,7 @@ class Documents(SdkCase):
         self.collection.upsert("text", "Grüße", UpsertOptions(transcoder=text))
         self.assertEqual(self.collection.get("text", GetOptions(transcoder=text)).value, "Grüße")
         with self.assertRaises(ValueFormatException):
-            self.collection.get("bytes")  # the JSON transcoder refuses the flags of bytes
+            self.collection.get("bytes").value  # the JSON transcoder refuses the flags of bytes
 
     def test_a_missing_document_is_not_found_by_any_operation_that_needs_it(self):
         for name, operation in {
@@ -154,10 +158,12 @@ class Documents(SdkCase):
         self.assertGreater(second.sequence_number, first.sequence_number)
         self.assertEqual(first.bucket_name, BUCKET)
 
-    def test_a_client_can_wait_until_its_write_is_on_disk(self):
-        durable = ClientDurability(replicate_to=ReplicateTo.NONE, persist_to=PersistTo.ONE)
-        self.collection.upsert("persisted", 1, UpsertOptions(durability=durable))
-        self.assertEqual(self.collection.get("persisted").value, 1)
+    def test_every_durability_level_is_answered_and_changes_the_document(self):
+        levels = (Durability.MAJORITY, Durability.MAJORITY_AND_PERSIST_TO_ACTIVE, Durability.PERSIST_TO_MAJORITY)
+        for number, level in enumerate(levels):
+            with self.subTest(level):
+                self.collection.upsert("durable", number, UpsertOptions(durability=ServerDurability(level)))
+                self.assertEqual(self.collection.get("durable").value, number)
 
     def test_keys_and_values_up_to_the_limits_work_and_beyond_are_refused(self):
         for key in ("k", "k" * 245, "schlüssel-✓"):
@@ -203,7 +209,7 @@ class Bootstrap(SdkCase):
 
 class Restart(SdkCase):
     def write(self, prefix):
-        durable = UpsertOptions(durability=ClientDurability(persist_to=PersistTo.ONE))
+        durable = UpsertOptions(durability=ON_DISK)
         documents = {f"{prefix}:{number}": {"number": number} for number in range(200)}
         for key, document in documents.items():
             self.collection.upsert(key, document, durable)
@@ -217,7 +223,7 @@ class Restart(SdkCase):
         read = self.collection.get_multi(list(documents))
         self.assertEqual({key: result.value for key, result in read.results.items()}, documents)
 
-    def test_what_a_client_saw_persisted_survives_a_stop_and_a_kill(self):
+    def test_a_durable_write_survives_a_stop_and_a_kill(self):
         documents = self.write("stop")
         self.cluster.close()
         self.node.stop()

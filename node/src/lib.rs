@@ -1,6 +1,19 @@
-//! Ringbase, the server.
+//! Ringbase, the server: a key-value storage node for bare-metal Linux.
+//!
+//! One pinned thread per core runs everything of that core: connections ([`net`]), commands, range scans, and the shards of the
+//! storage engine. Cores talk by message ([`core::mailbox`]). [`server`] starts and stops it all.
+//!
+//! Bottom up: [`protocol`] (bytes to messages, pure), [`telemetry`], [`auth`], [`config`], [`directory`], [`core`] (the
+//! runtime, only home of the executor), [`net`], [`range_scan`], then what uses them.
 
 pub mod protocol;
+pub mod telemetry;
 
 pub mod auth;
+pub mod config;
 pub mod core;
+pub mod directory;
+
+pub mod net;
+
+pub mod range_scan;

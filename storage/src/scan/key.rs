@@ -9,7 +9,7 @@
 //!
 //! Does not know: who asks, the wire's document record (an encoder is an argument).
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
 
 use super::merge::{Merge, Stretch};
@@ -19,16 +19,13 @@ use crate::reader::{BlockAt, ReadError, Reading, damaged, finish, start};
 use crate::run::key_part;
 use crate::seqlog::{segment_of, seqlog_block};
 use crate::types::{Item, ItemMeta, Seqno};
-use crate::vbstore::ReadView;
+use crate::vbstore::{Parts, ReadView};
 
 /// Documents gathered for one window.
 const WINDOW_RECORDS: usize = 256;
 
 /// Bytes of blocks read for one window; one block may exceed it.
 const WINDOW_BYTES: usize = 4 << 20;
-
-/// Stretches between two looks at the clock.
-const CLOCK_EVERY: u32 = 64;
 
 /// Which keys: of one collection, from a start to an end.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -146,6 +143,8 @@ pub struct KeyScan {
     /// A stretch that is not used up, at `from`.
     stretch: Option<(Rc<Block>, usize, usize)>,
     window: VecDeque<Candidate>,
+    /// Whether the blocks of the window's documents are held.
+    window_read: bool,
     blocks: BTreeMap<u64, Rc<Block>>,
     ended: bool,
     counts: ScanCounts,
@@ -164,6 +163,7 @@ impl KeyScan {
             merge: None,
             stretch: None,
             window: VecDeque::new(),
+            window_read: false,
             blocks: BTreeMap::new(),
             ended: false,
             counts: ScanCounts::default(),
@@ -182,15 +182,23 @@ impl KeyScan {
         self.counts
     }
 
-    /// Lets go of everything but the position and the view.
+    /// Lets go of everything but the position and the view. Keys that were selected but not delivered stay, for nobody is asked twice.
     pub fn park(&mut self) {
-        if let Some(first) = self.window.front() {
+        if self.select.is_some() {
+            for candidate in &mut self.window {
+                candidate.item = None;
+            }
+        } else if let Some(first) = self.window.front() {
             self.range.start = first.key[self.range.prefix.len()..].to_vec();
             self.range.start_exclusive = false;
+            self.ended = false;
+            self.window = VecDeque::new();
+        } else {
+            self.window = VecDeque::new();
         }
+        self.window_read = false;
         self.merge = None;
         self.stretch = None;
-        self.window = VecDeque::new();
         self.blocks = BTreeMap::new();
     }
 
@@ -242,14 +250,24 @@ impl KeyScan {
         self.view.store().core().env().clock.monotonic_ns()
     }
 
-    fn stop(&self, out: &[u8], limits: &Limits, look_at_clock: bool) -> Option<Stop> {
+    /// Whether records or bytes are used up.
+    fn is_full(out: &[u8], limits: &Limits) -> Option<Stop> {
         if limits.items == Some(0) || limits.bytes == Some(0) {
             return Some(Stop::Limit);
         }
-        if look_at_clock && limits.deadline_ns.is_some_and(|deadline| self.now() >= deadline) {
-            return Some(Stop::Limit);
-        }
         (out.len() >= limits.buffer_bytes).then_some(Stop::BufferFull)
+    }
+
+    /// Whether to stop, the time included; never before a record was delivered, of which there were `before` when the call began.
+    fn stop_since(&self, before: u64, out: &[u8], limits: &Limits) -> Option<Stop> {
+        if self.counts.records == before {
+            return None;
+        }
+        match KeyScan::is_full(out, limits) {
+            Some(Stop::Limit) => Some(Stop::Limit),
+            _ if limits.deadline_ns.is_some_and(|deadline| self.now() >= deadline) => Some(Stop::Limit),
+            full => full,
+        }
     }
 
     fn count(&mut self, limits: &mut Limits, records: usize, bytes: usize) {
@@ -261,6 +279,7 @@ impl KeyScan {
 
     async fn fill_keys(&mut self, out: &mut Vec<u8>, limits: &mut Limits) -> Result<Stop, ReadError> {
         let mut rounds = 0u32;
+        let before = self.counts.records;
         loop {
             let (block, from, to) = match self.stretch.take() {
                 Some(stretch) => stretch,
@@ -270,10 +289,9 @@ impl KeyScan {
                         return Ok(Stop::End);
                     }
                     Some(Stretch::Item(item)) => {
-                        let delivered = self.take_item_key(&item, out, limits);
+                        self.take_item_key(&item, out, limits);
                         rounds += 1;
-                        let clock = rounds.is_multiple_of(CLOCK_EVERY) || limits.deadline_ns.is_some();
-                        if let Some(stop) = delivered.then(|| self.stop(out, limits, clock)).flatten() {
+                        if let Some(stop) = self.stop_since(before, out, limits) {
                             return Ok(stop);
                         }
                         self.relax(rounds).await;
@@ -282,13 +300,13 @@ impl KeyScan {
                     Some(Stretch::Part { block, from, to }) => (block, from, to),
                 },
             };
-            let (taken, delivered) = self.take_keys(&block, from, to, out, limits);
+            let taken = self.take_keys(&block, from, to, out, limits);
             self.passed(key_part(&block).key(&block.bytes, taken - 1));
             if taken < to {
                 self.stretch = Some((block, taken, to));
             }
             rounds += 1;
-            if let Some(stop) = delivered.then(|| self.stop(out, limits, true)).flatten() {
+            if let Some(stop) = self.stop_since(before, out, limits) {
                 return Ok(stop);
             }
             self.relax(rounds).await;
@@ -323,21 +341,20 @@ impl KeyScan {
         }
     }
 
-    fn take_item_key(&mut self, item: &Rc<Item>, out: &mut Vec<u8>, limits: &mut Limits) -> bool {
+    fn take_item_key(&mut self, item: &Rc<Item>, out: &mut Vec<u8>, limits: &mut Limits) {
         let key = &item.key()[self.range.prefix.len()..];
         self.passed(key);
         if item.meta.kind.is_deleted() || !self.select.as_mut().is_none_or(|select| select(key)) {
-            return false;
+            return;
         }
         let before = out.len();
         put_leb128(out, key.len() as u32);
         out.extend_from_slice(key);
         self.counts.from_memory += 1;
         self.count(limits, 1, out.len() - before);
-        true
     }
 
-    /// Takes keys of a stretch until a limit; returns where it stopped and whether the last key taken was delivered.
+    /// Takes keys of a stretch until a limit; returns where it stopped.
     fn take_keys(
         &mut self,
         block: &Rc<Block>,
@@ -345,7 +362,7 @@ impl KeyScan {
         to: usize,
         out: &mut Vec<u8>,
         limits: &mut Limits,
-    ) -> (usize, bool) {
+    ) -> usize {
         let part = key_part(block);
         if part.tombstones == 0 && self.select.is_none() {
             let to = part_limit(part, &block.bytes, from, to, out.len(), limits);
@@ -353,7 +370,7 @@ impl KeyScan {
             out.extend_from_slice(records);
             self.counts.from_disk += (to - from) as u64;
             self.count(limits, to - from, records.len());
-            return (to, true);
+            return to;
         }
         for index in from..to {
             if part.seqno(&block.bytes, index).1 {
@@ -367,11 +384,11 @@ impl KeyScan {
             out.extend_from_slice(record);
             self.counts.from_disk += 1;
             self.count(limits, 1, record.len());
-            if self.stop(out, limits, false).is_some() {
-                return (index + 1, true);
+            if KeyScan::is_full(out, limits).is_some() {
+                return index + 1;
             }
         }
-        (to, false)
+        to
     }
 
     async fn fill_documents(
@@ -381,8 +398,11 @@ impl KeyScan {
         encode: &DocumentEncoder,
     ) -> Result<Stop, ReadError> {
         loop {
+            if !self.window_read {
+                self.read_window().await?;
+            }
             while let Some(candidate) = self.window.pop_front() {
-                let before = out.len();
+                let (records_before, before) = (self.counts.records, out.len());
                 let key = &candidate.key[self.range.prefix.len()..];
                 match &candidate.item {
                     Some(item) => {
@@ -395,7 +415,7 @@ impl KeyScan {
                     }
                 }
                 self.count(limits, 1, out.len() - before);
-                if let Some(stop) = self.stop(out, limits, true) {
+                if let Some(stop) = self.stop_since(records_before, out, limits) {
                     return Ok(stop);
                 }
             }
@@ -438,11 +458,13 @@ impl KeyScan {
         }
     }
 
-    /// Gathers the next window and reads its blocks; false at the end.
+    /// Gathers the keys of the next window; false at the end.
     async fn gather(&mut self, records: usize) -> Result<bool, ReadError> {
-        let mut places: BTreeMap<u64, (Seqno, BlockAt)> = BTreeMap::new();
+        let mut places = BTreeSet::new();
         let mut bytes = 0;
+        // What a flush moves meanwhile is not counted; it was in memory a moment ago.
         let (parts, _) = self.view.parts();
+        self.window_read = false;
         while self.window.len() < records && bytes < WINDOW_BYTES {
             let stretch = match self.stretch.take() {
                 Some((block, from, to)) => Some(Stretch::Part { block, from, to }),
@@ -454,11 +476,12 @@ impl KeyScan {
                     break;
                 }
                 Some(Stretch::Item(item)) => {
-                    let key = item.key().to_vec();
-                    self.admit(
-                        Candidate { key, seqno: item.meta.seqno, item: Some(item.clone()) },
-                        item.meta.kind.is_deleted(),
-                    );
+                    let candidate = Candidate {
+                        key: item.key().to_vec(),
+                        seqno: item.meta.seqno,
+                        item: Some(item.clone()),
+                    };
+                    self.admit(candidate, item.meta.kind.is_deleted());
                 }
                 Some(Stretch::Part { block, from, to }) => {
                     let part = key_part(&block);
@@ -468,30 +491,36 @@ impl KeyScan {
                         self.stretch = Some((block.clone(), from + 1, to));
                     }
                     let item = self.view.store().resident(&key, seqno);
-                    let needs_block = item.is_none();
+                    let in_memory = item.is_some();
                     let admitted = self.admit(Candidate { key, seqno, item }, deleted);
-                    if admitted && needs_block {
-                        let segment = segment_of(&parts.version.segments, seqno);
-                        let found = segment.and_then(|segment| Some((segment, segment.fence_of(seqno)?)));
-                        let newest;
-                        let (segment, fence) = match found {
-                            Some(found) => found,
-                            None => {
-                                // A flush moved the contents while this window was gathered.
-                                newest = self.view.parts().0;
-                                let segment = segment_of(&newest.version.segments, seqno);
-                                match segment.and_then(|segment| Some((segment, segment.fence_of(seqno)?))) {
-                                    Some(found) => found,
-                                    None => continue,
-                                }
-                            }
-                        };
-                        let at = segment.block_at(fence);
-                        if places.insert(at.place, (fence.first, at)).is_none() {
-                            bytes += at.blocks as usize * crate::io::BLOCK_BYTES;
-                        }
+                    if admitted
+                        && !in_memory
+                        && let Some((_, at)) = place_of(&parts, seqno)
+                        && places.insert(at.place)
+                    {
+                        bytes += at.blocks as usize * crate::io::BLOCK_BYTES;
                     }
                 }
+            }
+        }
+        Ok(!self.window.is_empty())
+    }
+
+    /// Reads the blocks of the window's documents that are not in memory: in order of place, all under way at once.
+    async fn read_window(&mut self) -> Result<(), ReadError> {
+        let mut places: BTreeMap<u64, (Seqno, BlockAt)> = BTreeMap::new();
+        let (parts, _) = self.view.parts();
+        for candidate in self.window.iter_mut().filter(|candidate| candidate.item.is_none()) {
+            let Candidate { key, seqno, item } = candidate;
+            let frozen = || parts.frozen.iter().filter_map(|table| table.get(key));
+            *item = self.view.store().resident(key, *seqno);
+            if item.is_none() {
+                *item = frozen().find(|item| item.meta.seqno == *seqno).cloned();
+            }
+            if item.is_none()
+                && let Some((first, at)) = place_of(&parts, *seqno)
+            {
+                places.insert(at.place, (first, at));
             }
         }
         let space = self.view.store().core().space().clone();
@@ -501,7 +530,8 @@ impl KeyScan {
             let block = finish(&space, &at, reading, Admission::FreeRoom).await?;
             self.blocks.insert(first.0, block);
         }
-        Ok(!self.window.is_empty())
+        self.window_read = true;
+        Ok(())
     }
 
     fn admit(&mut self, candidate: Candidate, deleted: bool) -> bool {
@@ -515,6 +545,13 @@ impl KeyScan {
         }
         wanted
     }
+}
+
+/// The block in which the document with this seqno lies: its first seqno and its place.
+fn place_of(parts: &Parts, seqno: Seqno) -> Option<(Seqno, BlockAt)> {
+    let segment = segment_of(&parts.version.segments, seqno)?;
+    let fence = segment.fence_of(seqno)?;
+    Some((fence.first, segment.block_at(fence)))
 }
 
 /// Where a stretch must stop so that the buffer and the limits are tested after each record.

@@ -1,0 +1,331 @@
+//! One connection: what its reader, its writer and the tickets of its requests share.
+//!
+//! Life: open → closing (no further request is executed; what is owed is still sent) → dead (nothing is sent any more).
+//! The peer's end of input leads to closing, or straight to dead if an answer is being streamed; a broken socket, a
+//! protocol error or a panic leads to dead.
+//!
+//! Invariants
+//! - Only the core that accepted a connection touches it.
+//! - A borrow of the output lasts for one call.
+//!
+//! Does not know: how bytes are read or written (`reader`, `writer`), what an opcode means.
+
+use std::cell::{Cell, RefCell, RefMut};
+use std::fmt;
+use std::future::poll_fn;
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::task::Poll;
+
+use super::limits::{Admitted, NetSettings, NetStats};
+use super::output::Output;
+use crate::core::CoreId;
+use crate::core::event::{Event, Waiters};
+use crate::core::socket::Socket;
+use crate::protocol::CloseReason;
+
+/// Names a connection for the life of the node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ConnId(pub u64);
+
+impl ConnId {
+    /// The `count`th connection of a core.
+    pub(super) fn new(core: CoreId, count: u64) -> ConnId {
+        ConnId(u64::from(core.0) << 48 | count)
+    }
+
+    /// The core that owns the connection.
+    #[must_use]
+    pub fn core(self) -> CoreId {
+        CoreId((self.0 >> 48) as u16)
+    }
+}
+
+impl fmt::Display for ConnId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.core(), self.0 & ((1 << 48) - 1))
+    }
+}
+
+/// Why a connection ended.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CloseCause {
+    /// The peer said it was done, or closed.
+    #[error("closed by the peer")]
+    Peer,
+    /// A request asked for it (QUIT), or the service did.
+    #[error("closed on request")]
+    Requested,
+    /// The node stops.
+    #[error("the node stops")]
+    Stopping,
+    /// What arrived is not our protocol, or over a limit.
+    #[error("protocol error")]
+    Protocol(#[from] CloseReason),
+    /// The socket broke.
+    #[error("socket error")]
+    Socket(#[source] io::Error),
+    /// Not authenticated in time.
+    #[error("not authenticated in time")]
+    HandshakeTimeout,
+    /// What was owed could not be sent in time after the end.
+    #[error("the peer did not take the last bytes in time")]
+    FlushTimeout,
+    /// A bug of ours: a request was dropped without an answer.
+    #[error("a request was left without an answer")]
+    Unanswered,
+    /// A bug of ours: a request made the service panic.
+    #[error("executing a request panicked")]
+    Panicked,
+}
+
+impl CloseCause {
+    /// Whether the node is to blame.
+    #[must_use]
+    pub fn is_bug(&self) -> bool {
+        matches!(self, CloseCause::Unanswered | CloseCause::Panicked)
+    }
+}
+
+/// How far a connection's life has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Life {
+    Open,
+    Closing,
+    Dead,
+}
+
+/// A TCP peer.
+pub struct Connection {
+    id: ConnId,
+    peer: SocketAddr,
+    local: SocketAddr,
+    pub(super) socket: Socket,
+    pub(super) settings: Rc<NetSettings>,
+    pub(super) stats: Rc<NetStats>,
+    admitted: Admitted,
+    output: RefCell<Output>,
+    life: Cell<Life>,
+    cause: RefCell<Option<CloseCause>>,
+    /// The peer will send no more.
+    pub(super) input_ended: Cell<bool>,
+    streams: Cell<u32>,
+    /// No request may start before all earlier ones are answered.
+    hold: Cell<bool>,
+    /// The reader waits for room; it is told when there is some.
+    pub(super) reader_waits: Cell<bool>,
+    pub(super) read_event: Event,
+    pub(super) write_event: Event,
+    gone: Waiters,
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Connection({}, {})", self.id, self.peer)
+    }
+}
+
+impl Connection {
+    pub(super) fn new(
+        id: ConnId,
+        socket: Socket,
+        settings: Rc<NetSettings>,
+        stats: Rc<NetStats>,
+        admitted: Admitted,
+    ) -> io::Result<Connection> {
+        Ok(Connection {
+            id,
+            peer: socket.peer_address()?,
+            local: socket.local_address()?,
+            socket,
+            settings,
+            stats,
+            admitted,
+            output: RefCell::default(),
+            life: Cell::new(Life::Open),
+            cause: RefCell::new(None),
+            input_ended: Cell::new(false),
+            streams: Cell::new(0),
+            hold: Cell::new(false),
+            reader_waits: Cell::new(false),
+            read_event: Event::new(),
+            write_event: Event::new(),
+            gone: Waiters::new(),
+        })
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn id(&self) -> ConnId {
+        self.id
+    }
+
+    /// The other end.
+    #[must_use]
+    pub fn peer(&self) -> SocketAddr {
+        self.peer
+    }
+
+    /// Our end.
+    #[must_use]
+    pub fn local(&self) -> SocketAddr {
+        self.local
+    }
+
+    /// Whether the limits of unauthenticated connections have been lifted.
+    #[must_use]
+    pub fn is_authenticated(&self) -> bool {
+        self.admitted.is_authenticated()
+    }
+
+    /// Lifts, or puts back, the limits of unauthenticated connections: frame size, number, time. The next frame of the
+    /// same burst is already judged by the new limits.
+    pub fn set_authenticated(&self, authenticated: bool) {
+        self.admitted.set_authenticated(authenticated);
+    }
+
+    /// Lets answers overtake each other, or not.
+    pub fn set_unordered(&self, unordered: bool) {
+        self.output().set_unordered(unordered);
+    }
+
+    /// Requests taken and not completely answered.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.output.borrow().in_flight()
+    }
+
+    /// Bytes of answers that the kernel has not taken yet.
+    #[must_use]
+    pub fn unsent_bytes(&self) -> usize {
+        self.output.borrow().unsent_bytes()
+    }
+
+    /// Whether nobody will see further answers.
+    #[must_use]
+    pub fn is_gone(&self) -> bool {
+        self.life.get() == Life::Dead
+    }
+
+    /// Resolves when nobody will see further answers.
+    pub async fn gone(&self) {
+        poll_fn(|cx| {
+            if self.is_gone() {
+                return Poll::Ready(());
+            }
+            self.gone.add(cx);
+            Poll::Pending
+        })
+        .await;
+    }
+
+    /// Sends a frame that answers nothing (a server request). Lost if the connection is gone.
+    pub fn send_unasked(&self, encode: impl FnOnce(&mut Vec<u8>)) {
+        self.output().write_unasked(encode);
+        self.wake_writer();
+    }
+
+    /// Executes no further request, sends what is owed, closes.
+    pub fn close_after_flush(&self) {
+        self.close(CloseCause::Requested);
+    }
+
+    /// Gives the connection up at once; answers not yet sent are lost.
+    pub fn abort(&self, cause: CloseCause) {
+        if self.life.replace(Life::Dead) == Life::Dead {
+            return;
+        }
+        self.cause.borrow_mut().get_or_insert(cause);
+        self.output().kill();
+        self.socket.abort();
+        self.read_event.notify();
+        self.write_event.notify();
+        self.gone.wake_all();
+    }
+
+    pub(super) fn close(&self, cause: CloseCause) {
+        if self.life.get() == Life::Open {
+            self.life.set(Life::Closing);
+            self.cause.borrow_mut().get_or_insert(cause);
+            self.read_event.notify();
+            self.write_event.notify();
+        }
+    }
+
+    pub(super) fn life(&self) -> Life {
+        self.life.get()
+    }
+
+    pub(super) fn take_cause(&self) -> CloseCause {
+        self.cause.borrow_mut().take().unwrap_or(CloseCause::Peer)
+    }
+
+    pub(super) fn output(&self) -> RefMut<'_, Output> {
+        self.output.borrow_mut()
+    }
+
+    pub(super) fn wake_writer(&self) {
+        if self.output.borrow().is_ready() {
+            self.write_event.notify();
+        }
+    }
+
+    /// Notes that a request has been answered.
+    pub(super) fn answered(&self) {
+        self.wake_writer();
+        self.made_room();
+    }
+
+    /// Tells the reader if it waits for what may just have become true.
+    pub(super) fn made_room(&self) {
+        let drained = {
+            let output = self.output.borrow();
+            if output.in_flight() == 0 {
+                self.hold.set(false);
+            }
+            output.is_drained()
+        };
+        if self.reader_waits.get() && (!self.is_full() || drained) {
+            self.reader_waits.set(false);
+            self.read_event.notify();
+        }
+        if drained && self.life.get() == Life::Closing {
+            self.read_event.notify();
+        }
+    }
+
+    /// Whether no further request may be executed now. Once the reader waits, unsent bytes must fall to half.
+    pub(super) fn is_full(&self) -> bool {
+        let output = self.output.borrow();
+        let unsent_bytes_max = self.settings.unsent_bytes_max >> u32::from(self.reader_waits.get());
+        self.hold.get()
+            || output.in_flight() >= self.settings.in_flight_max
+            || output.unsent_bytes() > unsent_bytes_max
+    }
+
+    /// Lets no request start before all earlier ones are answered.
+    pub(super) fn hold(&self) {
+        self.hold.set(self.in_flight() > 0);
+    }
+
+    pub(super) fn stream_opened(&self) {
+        self.streams.set(self.streams.get() + 1);
+        if self.input_ended.get() {
+            self.abort(CloseCause::Peer);
+        }
+    }
+
+    pub(super) fn stream_closed(&self) {
+        self.streams.set(self.streams.get() - 1);
+    }
+
+    /// The peer has closed its side. Whoever streams to it is told at once.
+    pub(super) fn end_input(&self) {
+        self.input_ended.set(true);
+        if self.streams.get() > 0 {
+            self.abort(CloseCause::Peer);
+        }
+    }
+}

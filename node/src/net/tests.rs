@@ -18,6 +18,9 @@ use crate::core::{CoreId, CoreSettings, CoreThread, host};
 use crate::protocol::frame::Decoded;
 use crate::protocol::{FrameLimits, Opcode, Request, Response, Status, decode_frame};
 
+/// Get with the key in the answer.
+const GETK: Opcode = Opcode(0x0c);
+
 /// What the test service has seen.
 #[derive(Default)]
 struct Seen {
@@ -60,7 +63,7 @@ impl Service for TestService {
         };
         match opcode {
             Opcode::NOOP => ticket.reply(|out| answer(b"", out)),
-            Opcode::GETK => ticket.reply(|out| answer(&[3; 1000], out)),
+            GETK => ticket.reply(|out| answer(&[3; 1000], out)),
             Opcode::HELLO => {
                 ticket.connection().set_authenticated(true);
                 ticket.reply(|out| answer(b"", out));
@@ -296,7 +299,7 @@ fn peer_that_never_reads_is_not_served_further_and_goes_on_when_it_reads() {
     let mut sending = stream.try_clone().unwrap();
     let sender = std::thread::spawn(move || {
         for opaque in 0..COUNT {
-            sending.write_all(&request(Opcode::GETK, opaque, b"", b"")).unwrap();
+            sending.write_all(&request(GETK, opaque, b"", b"")).unwrap();
             sending.write_all(&request(Opcode::NOOP, opaque, b"", b"")).unwrap();
         }
     });

@@ -15,8 +15,9 @@ use super::data::{Operation, Outcome};
 use super::request::Request;
 use super::respond::Responder;
 use super::session::Session;
+use super::param::ParamChange;
 use super::stat::StatJob;
-use super::{cluster, collections, connection, sasl, stat};
+use super::{cluster, collections, connection, param, sasl, stat};
 use crate::auth::Role;
 use crate::protocol::{CloseReason, CollectionId, Frame, Incoming, Opcode, Refusal, Status, admit};
 
@@ -33,6 +34,8 @@ pub enum Next<'a> {
     RangeScan(Request<'a>),
     /// Statistics: gather from every core, then [`StatJob::answer`].
     Stat(StatJob),
+    /// A parameter changes on every core.
+    SetParam(ParamChange),
 }
 
 /// Why a connection is closed.
@@ -60,6 +63,8 @@ enum Home {
     RangeScan,
     /// On all cores.
     Stat,
+    /// On all cores, by an administrator.
+    SetParam,
     /// Nowhere on this node.
     Nowhere,
 }
@@ -73,6 +78,7 @@ const fn home_of(opcode: Opcode) -> Home {
             Home::RangeScan
         }
         Opcode::STAT => Home::Stat,
+        Opcode::SET_PARAM => Home::SetParam,
         Opcode::HELLO
         | Opcode::SASL_LIST_MECHS
         | Opcode::SASL_AUTH
@@ -100,7 +106,7 @@ pub fn must_run_alone(opcode: Opcode) -> bool {
     match home_of(opcode) {
         Home::Vbucket(_) => matches!(opcode, Opcode::OBSERVE_SEQNO),
         Home::RangeScan => opcode == Opcode::RANGE_SCAN_CREATE,
-        Home::Stat => true,
+        Home::Stat | Home::SetParam => true,
         Home::Connection | Home::Nowhere => false,
     }
 }
@@ -132,7 +138,7 @@ impl Session {
         let allowed = match home {
             Home::Vbucket(role) => self.check_document(&request, &responder, role, out),
             Home::RangeScan => self.check_document(&request, &responder, Role::ReadOnly, out),
-            Home::Connection | Home::Stat | Home::Nowhere => Ok(()),
+            Home::Connection | Home::Stat | Home::SetParam | Home::Nowhere => Ok(()),
         };
         let handled = match (allowed, home) {
             (Ok(()), Home::Vbucket(_)) => return Next::Vbucket(request),
@@ -140,6 +146,10 @@ impl Session {
             (Err(outcome), _) => outcome,
             (Ok(()), Home::Stat) => match stat::begin(self, &request, &responder, out) {
                 Ok(job) => return Next::Stat(job),
+                Err(outcome) => outcome,
+            },
+            (Ok(()), Home::SetParam) => match param::begin(self, &request, &responder, out) {
+                Ok(change) => return Next::SetParam(change),
                 Err(outcome) => outcome,
             },
             (Ok(()), Home::Connection) => {

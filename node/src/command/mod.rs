@@ -24,6 +24,7 @@ mod cluster;
 mod collections;
 mod connection;
 mod data;
+mod param;
 mod sasl;
 pub mod stat;
 
@@ -35,6 +36,7 @@ mod tests;
 pub use accept::{Closing, Next, must_run_alone};
 pub use catalog::{Catalog, CatalogBucket, CatalogOptions};
 pub use data::{Outcome, Reply, execute};
+pub use param::ParamChange;
 pub use request::Request;
 pub use respond::Responder;
 pub use session::{ConnectionId, Session, SessionView};

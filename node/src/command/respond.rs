@@ -51,6 +51,23 @@ impl Responder {
         self.opcode
     }
 
+    /// The opaque of the request.
+    #[must_use]
+    pub fn opaque(&self) -> u32 {
+        self.opaque
+    }
+
+    /// The framing extras of an answer that is made now.
+    #[must_use]
+    #[inline]
+    pub fn framing(&self, env: &Env) -> ResponseFraming {
+        if !self.has(Feature::Tracing) {
+            return ResponseFraming::NONE;
+        }
+        let took_ns = env.clock.monotonic_ns().saturating_sub(self.received_ns);
+        ResponseFraming::traced(EncodedDuration::from_micros(took_ns / 1_000))
+    }
+
     /// Whether the connection has `feature` on.
     #[must_use]
     #[inline]
@@ -69,13 +86,7 @@ impl Responder {
     #[must_use]
     #[inline]
     pub fn with_status(&self, env: &Env, status: Status) -> Response<'static> {
-        let framing = if self.has(Feature::Tracing) {
-            let took_ns = env.clock.monotonic_ns().saturating_sub(self.received_ns);
-            ResponseFraming::traced(EncodedDuration::from_micros(took_ns / 1_000))
-        } else {
-            ResponseFraming::NONE
-        };
-        Response::new(self.opcode, self.opaque, status).framing(framing)
+        Response::new(self.opcode, self.opaque, status).framing(self.framing(env))
     }
 
     /// A successful response.

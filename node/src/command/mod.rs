@@ -30,6 +30,8 @@ pub mod stat;
 
 #[cfg(test)]
 mod rig;
+#[cfg(test)]
+mod tests;
 
 pub use accept::{Closing, Next, must_run_alone};
 pub use catalog::{Catalog, CatalogBucket, CatalogOptions};

@@ -1,7 +1,8 @@
 //! The runtime of the node, and the only home of `glommio::`: cores, tasks, timers, sockets, mailboxes.
 //!
 //! One [`executor`] per core; [`host`] shows it to the storage engine; [`event`] wakes tasks of the same core,
-//! [`doorbell`] from outside, [`mailbox`] carries messages between cores; [`socket`] is TCP.
+//! [`doorbell`] from outside, [`mailbox`] carries messages between cores; [`socket`] is TCP; [`ring_host`] drives
+//! the storage ring.
 //!
 //! Does not know: opcodes, formats, buckets.
 
@@ -12,6 +13,7 @@ mod fd;
 pub mod host;
 pub mod mailbox;
 mod pulse;
+pub mod ring_host;
 pub mod socket;
 
 pub use executor::{CoreId, CoreSettings, CoreThread, StartError};

@@ -23,3 +23,4 @@ pub mod bucket;
 pub mod command;
 pub mod server;
 pub mod service;
+pub mod client;

@@ -5,7 +5,7 @@
 //!
 //! Bottom up: [`protocol`] (bytes to messages, pure), [`telemetry`], [`auth`], [`config`], [`directory`], [`core`] (the
 //! runtime, only home of the executor), [`net`], [`range_scan`], [`bucket`],
-//! [`command`], [`service`] (where they meet), [`server`].
+//! [`command`], [`service`] (where they meet), [`server`]; beside them [`client`], which knows only the protocol.
 
 pub mod protocol;
 pub mod telemetry;
@@ -21,6 +21,8 @@ pub mod range_scan;
 
 pub mod bucket;
 pub mod command;
-pub mod server;
 pub mod service;
+
+pub mod server;
+
 pub mod client;

@@ -363,6 +363,9 @@ pub(crate) struct RangeScanArgs {
     /// Bytes for each continue, 0 for no limit
     #[arg(long, value_name = "BYTES", default_value_t = 0)]
     pub(crate) bytes: u32,
+    /// Begin a vbucket only when the one before it is complete, instead of queueing its requests early
+    #[arg(long)]
+    pub(crate) one_at_a_time: bool,
     /// How long to insist when the node is too busy for another scan, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 10.0, value_parser = seconds)]
     pub(crate) patience: f64,

@@ -5,7 +5,7 @@
 //! the key, else when the disk has answered. Statistics are gathered from every core ([`stat`]).
 //!
 //! Bottom up: [`catalog`] (what all cores know of the node), [`request`], [`respond`], [`session`], the families
-//! [`connection`], [`sasl`], [`cluster`], [`collections`], [`data`], [`stat`], and [`accept`] above them.
+//! `connection`, `sasl`, `cluster`, `collections`, `data`, [`stat`], and `accept` above them.
 //!
 //! Invariants
 //! - A frame is appended to the output whole or not at all.

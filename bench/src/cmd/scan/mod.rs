@@ -183,6 +183,15 @@ struct Bench<'a> {
     times: Vec<BufferTimes>,
 }
 
+/// One scan of everything.
+#[derive(Debug, Clone, Copy)]
+struct Pass {
+    round: u32,
+    kind: Kind,
+    buffer: BufferSize,
+    connections: usize,
+}
+
 impl Bench<'_> {
     fn device(&mut self, round: u32) -> Result<(), BenchError> {
         let duration = Duration::from_millis(if self.args.quick { 200 } else { 1000 });
@@ -221,10 +230,11 @@ impl Bench<'_> {
             let text = format!("the block cache of a node that was just started is not empty: {before:?}");
             return Err(BenchError::Unsound(text));
         }
-        self.one(round, cold, buffer, self.args.connections[0], data, &node, &mut control)?;
+        let pass = Pass { round, kind: cold, buffer, connections: self.args.connections[0] };
+        self.one(pass, data, &node, &mut control)?;
         for (index, connections) in self.args.connections.iter().copied().enumerate() {
             control.reset()?;
-            self.one(round, warm, buffer, connections, data, &node, &mut control)?;
+            self.one(Pass { round, kind: warm, buffer, connections }, data, &node, &mut control)?;
             if data.key_only && index == 0 {
                 self.buffer_times(buffer, &mut control)?;
             }
@@ -235,14 +245,12 @@ impl Bench<'_> {
 
     fn one(
         &mut self,
-        round: u32,
-        kind: Kind,
-        buffer: BufferSize,
-        connections: usize,
+        pass: Pass,
         data: &DataSet,
         node: &NodeProcess,
         control: &mut Control,
     ) -> Result<(), BenchError> {
+        let Pass { round, kind, buffer, connections } = pass;
         let cache_before = control.cache()?;
         let (server_before, client_before) = (node.cpu_seconds()?, crate::process::own_cpu_seconds());
         let report = scan(node, self.args.node.vbuckets, data.key_only, connections, data.generator.count())?;

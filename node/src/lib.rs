@@ -13,6 +13,7 @@ pub mod protocol;
 pub mod telemetry;
 
 pub mod auth;
+pub mod check;
 pub mod config;
 pub mod core;
 pub mod directory;

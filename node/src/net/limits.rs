@@ -32,7 +32,7 @@ impl Default for NetSettings {
     fn default() -> NetSettings {
         NetSettings {
             frame_bytes_max: FRAME_BYTES_MAX,
-            in_flight_max: 1024,
+            in_flight_max: 256,
             unsent_bytes_max: 1 << 20,
             handshake_timeout: Duration::from_secs(30),
             flush_timeout: Duration::from_secs(30),

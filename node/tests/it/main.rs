@@ -4,5 +4,6 @@
 
 mod mutated_frames;
 mod peer_bytes;
+mod process;
 mod range_scan;
 mod vectors;

@@ -4,7 +4,10 @@
 //! storage engine. Cores talk by message ([`core::mailbox`]). [`server`] starts and stops it all.
 //!
 //! Bottom up: [`protocol`] (bytes to messages, pure), [`telemetry`], [`auth`], [`config`], [`directory`], [`core`] (the
-//! runtime, only home of the executor), [`net`], [`range_scan`], then what uses them.
+//! runtime, only home of the executor), [`net`], [`range_scan`], [`bucket`],
+//! [`command`], [`service`] (where they meet), [`server`]; beside them [`client`], which knows only the protocol.
+//!
+//! Does not know: how a shard lays out its bytes (`ringbase_storage`), who measures the node (`ringbench`, `ringctl`).
 
 pub mod protocol;
 pub mod telemetry;
@@ -18,3 +21,11 @@ pub mod directory;
 pub mod net;
 
 pub mod range_scan;
+
+pub mod bucket;
+pub mod command;
+pub mod service;
+
+pub mod server;
+
+pub mod client;

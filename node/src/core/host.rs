@@ -10,6 +10,7 @@
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::rc::Rc;
+use std::sync::OnceLock;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use futures_lite::FutureExt;
@@ -21,7 +22,9 @@ use tracing::error;
 #[must_use]
 pub fn env() -> Env {
     let mut random = rand::rng();
-    Env::new(Rc::new(CoreClock { start: Instant::now() }), Rc::new(CoreSpawn), move || random.next_u64())
+    Env::new(Rc::new(CoreClock { start: *START.get_or_init(Instant::now) }), Rc::new(CoreSpawn), move || {
+        random.next_u64()
+    })
 }
 
 /// Starts a task on the calling core. It begins after the caller's next await, never inside this call: the caller may
@@ -71,9 +74,14 @@ pub fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
 }
 
 /// The machine's clocks.
+///
+/// Monotonic time counts from one moment for all cores, so that a request's age can be told on another one.
 struct CoreClock {
     start: Instant,
 }
+
+/// The moment from which all cores count.
+static START: OnceLock<Instant> = OnceLock::new();
 
 impl Clock for CoreClock {
     fn wall_ns(&self) -> u64 {

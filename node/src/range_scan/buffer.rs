@@ -85,6 +85,12 @@ impl ScanBuffer {
         &self.bytes[start..]
     }
 
+    /// The frame whose head of `head_bytes` bytes [`ScanBuffer::with_head`] has written.
+    #[must_use]
+    pub fn frame(&self, head_bytes: usize) -> &[u8] {
+        &self.bytes[HEAD_ROOM - head_bytes..]
+    }
+
     /// Where records are appended.
     pub(super) fn vec(&mut self) -> &mut Vec<u8> {
         &mut self.bytes
@@ -217,7 +223,7 @@ mod tests {
         pool.give(first);
         assert_eq!(pool.account().held(), 0);
         assert!(pool.take(1000).unwrap().1);
-        assert!(pool.account().peak() >= 7000);
+        assert!(pool.account().peak() >= 6000 + HEAD_ROOM);
     }
 
     #[test]

@@ -34,6 +34,8 @@ pub struct ScanFrame {
     kind: RecordKind,
     buffer: ScanBuffer,
     ticket: Option<Ticket>,
+    /// Bytes of the head, once it was written.
+    head_bytes: usize,
 }
 
 /// A buffer on its way back to the vbucket's core: see [`RangeScans::frame_sent`](super::RangeScans::frame_sent).
@@ -50,11 +52,11 @@ impl ScanFrame {
         buffer: ScanBuffer,
         ticket: Ticket,
     ) -> ScanFrame {
-        ScanFrame { status, kind, buffer, ticket: Some(ticket) }
+        ScanFrame { status, kind, buffer, ticket: Some(ticket), head_bytes: 0 }
     }
 
     pub(super) fn without_records(status: Status, kind: RecordKind, head: ScanBuffer) -> ScanFrame {
-        ScanFrame { status, kind, buffer: head, ticket: None }
+        ScanFrame { status, kind, buffer: head, ticket: None, head_bytes: 0 }
     }
 
     /// What the response says.
@@ -82,7 +84,6 @@ impl ScanFrame {
     }
 
     /// The whole response in one piece, as it goes to the wire. A failure has an empty body.
-    #[must_use]
     pub fn encode(&mut self, opaque: u32, framing: ResponseFraming) -> &[u8] {
         let extras = self.kind.encode();
         let has_extras =
@@ -90,7 +91,14 @@ impl ScanFrame {
         let response = Response::new(Opcode::RANGE_SCAN_CONTINUE, opaque, self.status)
             .framing(framing)
             .extras(if has_extras { &extras } else { &[] });
+        self.head_bytes = response.head_bytes();
         self.buffer.with_head(&response)
+    }
+
+    /// The frame as [`ScanFrame::encode`] has left it.
+    #[must_use]
+    pub fn encoded(&self) -> &[u8] {
+        self.buffer.frame(self.head_bytes)
     }
 
     /// What must be brought back once the frame was sent; `None` if nothing has to.

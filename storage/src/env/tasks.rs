@@ -31,6 +31,7 @@ pub(crate) struct TaskId {
 
 impl TaskId {
     /// A number for traces.
+    #[cfg(any(test, feature = "sim"))]
     pub(crate) fn number(self) -> u64 {
         u64::from(self.slot) << 32 | u64::from(self.generation)
     }

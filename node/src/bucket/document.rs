@@ -1,0 +1,347 @@
+//! One document's next version: the rules of CAS, expiry, counters and concatenation.
+//!
+//! A [`Document`] is a key whose newest version is known. Its methods decide and write in one step, so nothing can come
+//! between.
+//!
+//! | request | absent | another CAS |
+//! |---|---|---|
+//! | set, no CAS | stored | – |
+//! | set with a CAS | `Absent` | `Exists` |
+//! | add | stored | `Exists` if there is one |
+//! | replace, remove | `Absent` | `Exists` |
+//! | append, prepend | `NotStored` | `Exists` |
+//! | count | created, or `Absent` | – |
+//! | touch | `Absent` | – |
+//!
+//! Invariants
+//! - A tombstone and an expired document are absent. A change that fails because a document has expired makes the
+//!   tombstone that it is due; a read does not write.
+//! - Concatenating, counting and touching keep flags; concatenating and counting keep the expiry.
+//! - A tombstone has no value and no flags; its expiry is the time of its removal.
+//!
+//! Cost: a change allocates its new version; a read allocates nothing.
+//!
+//! Does not know: opcodes, statuses, where the newest version was found.
+//! Source: KV data operations, the CAS table, expiry, counters.
+
+use std::io::Write;
+use std::rc::Rc;
+
+use ringbase_storage::types::{Cas, Item, Kind};
+use ringbase_storage::vbstore::{Found, NewVersion, VbStore, WriteError};
+
+use super::engine::BucketContext;
+use super::expiry;
+use super::tally::count;
+use crate::protocol::Datatype;
+
+/// Why a change was not made.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Failure {
+    /// There is no document.
+    #[error("there is no document")]
+    Absent,
+    /// There is one, or one with another CAS.
+    #[error("there is a document, or it has another CAS")]
+    Exists,
+    /// There is nothing to append to.
+    #[error("there is no document to append to")]
+    NotStored,
+    /// The value is not a number.
+    #[error("the value is not a decimal number of 64 bits")]
+    NotACounter,
+    /// The value would be longer than the bucket allows.
+    #[error("a value of {bytes} bytes is longer than the {max} that the bucket takes")]
+    TooLong {
+        /// Its length in bytes.
+        bytes: usize,
+        /// The most.
+        max: usize,
+    },
+    /// The engine did not take it.
+    #[error("the engine does not take the change")]
+    Write(#[from] WriteError),
+}
+
+/// Under which condition a value is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StoreMode {
+    /// Always.
+    Set,
+    /// Only if there is no document.
+    Add,
+    /// Only if there is one.
+    Replace,
+}
+
+/// Where a value is added.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// Behind the value.
+    Append,
+    /// Before the value.
+    Prepend,
+}
+
+/// Which way a counter goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    /// Up; wraps around at 2^64.
+    Up,
+    /// Down; stops at 0.
+    Down,
+}
+
+/// A whole new value.
+#[derive(Debug, Clone, Copy)]
+pub struct Body<'a> {
+    /// The bytes.
+    pub value: &'a [u8],
+    /// The client's 32 bits.
+    pub flags: u32,
+    /// Absolute, in epoch seconds, 0 for none.
+    pub expiry: u32,
+}
+
+/// A change of a counter.
+#[derive(Debug, Clone, Copy)]
+pub struct Step {
+    /// Which way.
+    pub direction: Direction,
+    /// How far.
+    pub delta: u64,
+    /// What a new counter begins with, and its absolute expiry; `None`: it is not created.
+    pub create: Option<(u64, u32)>,
+}
+
+/// A key with its newest version. See the module.
+pub struct Document<'a> {
+    /// Its vbucket.
+    pub store: &'a VbStore,
+    /// Its bucket's settings and counters.
+    pub bucket: &'a BucketContext,
+    /// The key with its collection prefix.
+    pub key: &'a [u8],
+    /// Its newest version.
+    pub found: &'a Found,
+    /// The time in epoch seconds.
+    pub now: u32,
+}
+
+impl<'a> Document<'a> {
+    /// The version, if it has a value and is not over.
+    #[must_use]
+    #[inline]
+    pub fn live(&self) -> Option<&'a Rc<Item>> {
+        self.found.live().filter(|item| !expiry::is_expired(item.meta.expiry, self.now))
+    }
+
+    /// Stores a value.
+    ///
+    /// With `keep_expiry` a document that is there keeps its expiry.
+    ///
+    /// # Errors
+    /// `Absent`, `Exists`, `TooLong`, `Write`.
+    pub fn store(
+        &self,
+        mode: StoreMode,
+        cas: Cas,
+        body: Body<'_>,
+        keep_expiry: bool,
+    ) -> Result<Rc<Item>, Failure> {
+        let live = match (mode, self.live()) {
+            (StoreMode::Add, Some(_)) => return Err(Failure::Exists),
+            (StoreMode::Set | StoreMode::Replace, Some(item)) => Some(self.check_cas(item, cas)?),
+            (StoreMode::Set, None) if cas != Cas(0) => return Err(self.absent(cas)),
+            (StoreMode::Replace, None) => return Err(self.absent(cas)),
+            (StoreMode::Set | StoreMode::Add, None) => None,
+        };
+        let expiry = live.filter(|_| keep_expiry).map_or(body.expiry, |item| item.meta.expiry);
+        let datatype = Datatype::of_body(body.value);
+        let stored = self.write(Body { expiry, ..body }, datatype)?;
+        count(&self.bucket.tally.cmd_set);
+        Ok(stored)
+    }
+
+    /// Adds `added` to the value.
+    ///
+    /// # Errors
+    /// `NotStored`, `Exists`, `TooLong`, `Write`.
+    pub fn concatenate(&self, end: End, cas: Cas, added: &[u8]) -> Result<Rc<Item>, Failure> {
+        let Some(item) = self.live() else {
+            self.absent(cas);
+            return Err(Failure::NotStored);
+        };
+        self.check_cas(item, cas)?;
+        let (first, second) = match end {
+            End::Append => (item.value(), added),
+            End::Prepend => (added, item.value()),
+        };
+        self.check_length(first.len() + second.len())?;
+        let value = [first, second].concat();
+        let body = Body { value: &value, flags: item.meta.flags, expiry: item.meta.expiry };
+        let stored = self.write(body, Datatype::of_body(&value))?;
+        count(&self.bucket.tally.cmd_set);
+        Ok(stored)
+    }
+
+    /// Moves a counter; returns the new version and its number.
+    ///
+    /// # Errors
+    /// `Absent`, `NotACounter`, `Write`.
+    pub fn count(&self, step: Step) -> Result<(Rc<Item>, u64), Failure> {
+        let tally = &self.bucket.tally;
+        let (hits, misses) = match step.direction {
+            Direction::Up => (&tally.incr_hits, &tally.incr_misses),
+            Direction::Down => (&tally.decr_hits, &tally.decr_misses),
+        };
+        let Some(item) = self.live() else {
+            count(misses);
+            let Some((initial, expiry)) = step.create else { return Err(self.absent(Cas(0))) };
+            return self.write_number(initial, 0, expiry);
+        };
+        count(hits);
+        let old = parse_counter(item.value()).ok_or(Failure::NotACounter)?;
+        let number = match step.direction {
+            Direction::Up => old.wrapping_add(step.delta),
+            Direction::Down => old.saturating_sub(step.delta),
+        };
+        self.write_number(number, item.meta.flags, item.meta.expiry)
+    }
+
+    /// Sets the expiry, absolute; nothing is written if it is that already.
+    ///
+    /// # Errors
+    /// `Absent`, `Write`.
+    pub fn touch(&self, expiry: u32) -> Result<Rc<Item>, Failure> {
+        let Some(item) = self.live() else { return Err(self.absent(Cas(0))) };
+        if item.meta.expiry == expiry {
+            return Ok(item.clone());
+        }
+        let body = Body { value: item.value(), flags: item.meta.flags, expiry };
+        self.write(body, Datatype(item.meta.datatype))
+    }
+
+    /// Removes the document; returns its tombstone.
+    ///
+    /// # Errors
+    /// `Absent`, `Exists`, `Write`.
+    pub fn remove(&self, cas: Cas) -> Result<Rc<Item>, Failure> {
+        let Some(item) = self.live() else {
+            count(&self.bucket.tally.delete_misses);
+            return Err(self.absent(cas));
+        };
+        self.check_cas(item, cas)?;
+        let tombstone = self.bury(Kind::Deletion)?;
+        count(&self.bucket.tally.delete_hits);
+        Ok(tombstone)
+    }
+
+    fn check_cas(&self, item: &'a Rc<Item>, cas: Cas) -> Result<&'a Rc<Item>, Failure> {
+        let tally = &self.bucket.tally;
+        if cas == Cas(0) {
+            return Ok(item);
+        }
+        if item.meta.cas != cas {
+            count(&tally.cas_badval);
+            return Err(Failure::Exists);
+        }
+        count(&tally.cas_hits);
+        Ok(item)
+    }
+
+    fn check_length(&self, bytes: usize) -> Result<(), Failure> {
+        let max = self.bucket.settings.item_bytes_max;
+        if bytes > max { Err(Failure::TooLong { bytes, max }) } else { Ok(()) }
+    }
+
+    /// The failure of a change to what is not there; an expired document gets its tombstone.
+    #[cold]
+    fn absent(&self, cas: Cas) -> Failure {
+        if cas != Cas(0) {
+            count(&self.bucket.tally.cas_misses);
+        }
+        // If the engine has no room now, the next access or the scan for expired documents does it.
+        if self.found.live().is_some() && self.bury(Kind::Expiration).is_ok() {
+            count(&self.bucket.tally.ep_expired_access);
+        }
+        Failure::Absent
+    }
+
+    fn bury(&self, kind: Kind) -> Result<Rc<Item>, Failure> {
+        let tombstone =
+            NewVersion { key: self.key, value: &[], flags: 0, expiry: self.now, datatype: 0, kind };
+        let item = self.put(tombstone)?;
+        count(&self.bucket.tally.vb_active_ops_delete);
+        Ok(item)
+    }
+
+    fn write_number(&self, number: u64, flags: u32, expiry: u32) -> Result<(Rc<Item>, u64), Failure> {
+        let mut digits = [0; 20];
+        let mut rest = &mut digits[..];
+        write!(rest, "{number}").expect("a u64 has at most 20 digits");
+        let unused = rest.len();
+        let value = &digits[..20 - unused];
+        let item = self.write(Body { value, flags, expiry }, Datatype::JSON)?;
+        Ok((item, number))
+    }
+
+    fn write(&self, body: Body<'_>, datatype: Datatype) -> Result<Rc<Item>, Failure> {
+        self.check_length(body.value.len())?;
+        let item = self.put(NewVersion {
+            key: self.key,
+            value: body.value,
+            flags: body.flags,
+            expiry: body.expiry,
+            datatype: datatype.0,
+            kind: Kind::Mutation,
+        })?;
+        let tally = &self.bucket.tally;
+        count(if item.former.live { &tally.vb_active_ops_update } else { &tally.vb_active_ops_create });
+        Ok(item)
+    }
+
+    fn put(&self, new: NewVersion<'_>) -> Result<Rc<Item>, Failure> {
+        let written = self.store.write(self.found, new);
+        let tally = &self.bucket.tally;
+        match &written {
+            Ok(_) => count(&tally.cmd_mutation),
+            Err(WriteError::Busy { .. }) => count(&tally.ep_tmp_oom_errors),
+            Err(_) => {}
+        }
+        Ok(written?)
+    }
+}
+
+/// The number that a counter's value says: 1 to 20 ASCII digits within 64 bits.
+fn parse_counter(value: &[u8]) -> Option<u64> {
+    if value.is_empty() || value.len() > 20 || !value.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    std::str::from_utf8(value).ok()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_counter_is_one_to_twenty_digits_within_64_bits() {
+        for (value, number) in [
+            (&b"0"[..], Some(0)),
+            (b"18446744073709551615", Some(u64::MAX)),
+            (b"00000000000000000007", Some(7)),
+            (b"18446744073709551616", None),
+            (b"000000000000000000007", None),
+            (b"", None),
+            (b"+1", None),
+            (b"-1", None),
+            (b" 1", None),
+            (b"1 ", None),
+            (b"1.0", None),
+            (b"\"1\"", None),
+        ] {
+            assert_eq!(parse_counter(value), number, "{value:?}");
+        }
+    }
+}

@@ -1,0 +1,224 @@
+//! The first look at every frame: is it a request, is it well formed, may this connection ask it, and where is it executed?
+//!
+//! The checks come in the protocol's order; the first failure answers. Commands that need no vbucket are executed here.
+//!
+//! Invariants
+//! - A request that is handed out has a bucket, a known collection, a user who may make it, and a vbucket below the
+//!   bucket's count.
+//! - An opcode that this node does not execute is answered; it never ends the connection.
+//!
+//! Cost: a GET passes with compares and one table look-up; nothing is allocated.
+//!
+//! Does not know: sockets, which core owns a vbucket, what data commands do.
+
+use super::data::{Operation, Outcome};
+use super::param::ParamChange;
+use super::request::Request;
+use super::respond::Responder;
+use super::session::Session;
+use super::stat::StatJob;
+use super::{cluster, collections, connection, param, sasl, stat};
+use crate::auth::Role;
+use crate::protocol::{CloseReason, CollectionId, Frame, Incoming, Opcode, Refusal, Status, admit};
+
+/// What becomes of a frame.
+#[derive(Debug)]
+pub enum Next<'a> {
+    /// It is dealt with; whatever is to be sent has been appended.
+    Done,
+    /// Send what has been appended, then close the connection.
+    Close(Closing),
+    /// A data command: [`super::execute`] on the core that owns its vbucket.
+    Vbucket(Request<'a>),
+    /// A range scan command, for the core that owns its vbucket.
+    RangeScan(Request<'a>),
+    /// Statistics: gather from every core, then [`StatJob::answer`].
+    Stat(StatJob),
+    /// A parameter changes on every core.
+    SetParam(ParamChange),
+}
+
+/// Why a connection is closed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Closing {
+    /// The client said so.
+    #[error("the client quits")]
+    Quit,
+    /// It does not speak this protocol, or not now.
+    #[error("protocol violated")]
+    Protocol(#[from] CloseReason),
+    /// The answer is a status that a client without XERROR would not understand.
+    #[error("the client cannot be told its status")]
+    Untellable,
+}
+
+/// Where an opcode is executed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Home {
+    /// On the connection's core.
+    Connection,
+    /// On the core of its vbucket, if the user's role is at least this.
+    Vbucket(Role),
+    /// There too, by the range scans.
+    RangeScan,
+    /// On all cores.
+    Stat,
+    /// On all cores, by an administrator.
+    SetParam,
+    /// Nowhere on this node.
+    Nowhere,
+}
+
+const fn home_of(opcode: Opcode) -> Home {
+    if let Some(operation) = Operation::of(opcode) {
+        return Home::Vbucket(operation.role());
+    }
+    match opcode {
+        Opcode::RANGE_SCAN_CREATE | Opcode::RANGE_SCAN_CONTINUE | Opcode::RANGE_SCAN_CANCEL => {
+            Home::RangeScan
+        }
+        Opcode::STAT => Home::Stat,
+        Opcode::SET_PARAM => Home::SetParam,
+        Opcode::HELLO
+        | Opcode::SASL_LIST_MECHS
+        | Opcode::SASL_AUTH
+        | Opcode::SASL_STEP
+        | Opcode::SELECT_BUCKET
+        | Opcode::GET_CLUSTER_CONFIG
+        | Opcode::GET_ERROR_MAP
+        | Opcode::NOOP
+        | Opcode::VERSION
+        | Opcode::QUIT
+        | Opcode::QUIT_Q
+        | Opcode::VERBOSITY
+        | Opcode::LIST_BUCKETS
+        | Opcode::COLLECTIONS_GET_MANIFEST
+        | Opcode::COLLECTIONS_GET_ID
+        | Opcode::COLLECTIONS_GET_SCOPE_ID => Home::Connection,
+        _ => Home::Nowhere,
+    }
+}
+
+/// Whether a request with `opcode` must not start before all earlier ones of its connection are answered, because it
+/// sees more than one key: those on one key are kept in order by the vbucket.
+#[must_use]
+pub fn must_run_alone(opcode: Opcode) -> bool {
+    match home_of(opcode) {
+        Home::Vbucket(_) => matches!(opcode, Opcode::OBSERVE_SEQNO),
+        Home::RangeScan => opcode == Opcode::RANGE_SCAN_CREATE,
+        Home::Stat | Home::SetParam => true,
+        Home::Connection | Home::Nowhere => false,
+    }
+}
+
+impl Session {
+    /// Takes a frame that was received at `received_ns` of the host's monotonic clock; appends to `out` what is
+    /// answered at once.
+    #[inline]
+    pub fn accept<'a>(&mut self, frame: Frame<'a>, received_ns: u64, out: &mut Vec<u8>) -> Next<'a> {
+        match admit(&frame.header, self.is_authenticated()) {
+            Ok(Incoming::Request) => {}
+            Ok(Incoming::Response | Incoming::Ignored) => return Next::Done,
+            Ok(Incoming::Refused(status)) => {
+                let responder = Responder::new(&frame, self.features, received_ns);
+                responder.refuse(&self.shared.env, Refusal::new(status, ""), out);
+                return Next::Done;
+            }
+            Err(reason) => return Next::Close(Closing::Protocol(reason)),
+        }
+        let responder = Responder::new(&frame, self.features, received_ns);
+        let request = match Request::validate(frame, &self.view().connection_state(), received_ns) {
+            Ok(request) => request,
+            Err(refusal) => {
+                responder.refuse(&self.shared.env, refusal, out);
+                return Next::Done;
+            }
+        };
+        let home = home_of(request.opcode());
+        let allowed = match home {
+            Home::Vbucket(role) => self.check_document(&request, &responder, role, out),
+            Home::RangeScan => self.check_document(&request, &responder, Role::ReadOnly, out),
+            Home::Connection | Home::Stat | Home::SetParam | Home::Nowhere => Ok(()),
+        };
+        let handled = match (allowed, home) {
+            (Ok(()), Home::Vbucket(_)) => return Next::Vbucket(request),
+            (Ok(()), Home::RangeScan) => return Next::RangeScan(request),
+            (Err(outcome), _) => outcome,
+            (Ok(()), Home::Stat) => match stat::begin(self, &request, &responder, out) {
+                Ok(job) => return Next::Stat(job),
+                Err(outcome) => outcome,
+            },
+            (Ok(()), Home::SetParam) => match param::begin(self, &request, &responder, out) {
+                Ok(change) => return Next::SetParam(change),
+                Err(outcome) => outcome,
+            },
+            (Ok(()), Home::Connection) => {
+                if matches!(request.opcode(), Opcode::QUIT | Opcode::QUIT_Q) {
+                    connection::quit(self, &responder, out);
+                    return Next::Close(Closing::Quit);
+                }
+                self.run(&request, &responder, out)
+            }
+            (Ok(()), Home::Nowhere) => {
+                let context = "The command is known, but this node does not execute it";
+                responder.refuse(&self.shared.env, Refusal::new(Status::NOT_SUPPORTED, context), out);
+                Outcome::Done
+            }
+        };
+        match handled {
+            Outcome::Done | Outcome::Deferred => Next::Done,
+            Outcome::Close => Next::Close(Closing::Untellable),
+        }
+    }
+
+    /// What must hold of a request for a vbucket, beside its form.
+    #[inline]
+    fn check_document(
+        &mut self,
+        request: &Request<'_>,
+        responder: &Responder,
+        role: Role,
+        out: &mut Vec<u8>,
+    ) -> Result<(), Outcome> {
+        let view = self.view();
+        let may = view.role.is_some_and(|has| has >= role);
+        // Nobody here holds the privilege to act for others.
+        let acts_for_other =
+            request.framing.impersonate.is_some() || request.framing.impersonate_token.is_some();
+        let env = &self.shared.env;
+        if !may || acts_for_other {
+            return Err(responder.fail(env, Status::EACCESS, out));
+        }
+        if view.bucket.is_none() {
+            return Err(responder.fail(env, Status::NO_BUCKET, out));
+        }
+        if request.key.is_some_and(|key| key.collection != CollectionId::DEFAULT) {
+            return Err(collections::unknown(env, responder, Status::UNKNOWN_COLLECTION, out));
+        }
+        if request.vbucket().0 >= self.shared.catalog.vbucket_count() {
+            return Err(cluster::not_my_vbucket(self, responder, out));
+        }
+        Ok(())
+    }
+
+    /// Executes a command of the connection itself.
+    fn run(&mut self, request: &Request<'_>, responder: &Responder, out: &mut Vec<u8>) -> Outcome {
+        match request.opcode() {
+            Opcode::HELLO => connection::hello(self, request, responder, out),
+            Opcode::SASL_LIST_MECHS => sasl::list(self, responder, out),
+            Opcode::SASL_AUTH => sasl::start(self, request, responder, out),
+            Opcode::SASL_STEP => sasl::step(self, request, responder, out),
+            Opcode::SELECT_BUCKET => connection::select_bucket(self, request, responder, out),
+            Opcode::GET_CLUSTER_CONFIG => cluster::get_config(self, request, responder, out),
+            Opcode::GET_ERROR_MAP => connection::error_map(self, request, responder, out),
+            Opcode::NOOP => connection::noop(self, responder, out),
+            Opcode::VERSION => connection::version(self, responder, out),
+            Opcode::VERBOSITY => connection::verbosity(self, responder, out),
+            Opcode::LIST_BUCKETS => connection::list_buckets(self, responder, out),
+            Opcode::COLLECTIONS_GET_MANIFEST => collections::get_manifest(self, responder, out),
+            Opcode::COLLECTIONS_GET_ID => collections::get_id(self, request, responder, out),
+            Opcode::COLLECTIONS_GET_SCOPE_ID => collections::get_scope_id(self, request, responder, out),
+            _ => unreachable!("home_of names only these for a connection"),
+        }
+    }
+}

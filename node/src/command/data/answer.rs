@@ -1,0 +1,105 @@
+//! The successful answers of data commands.
+//!
+//! Invariants
+//! - A mutation carries its token iff the connection asked for tokens; touching never does.
+//! - A removal tells the tombstone's CAS only together with a token: clients without tokens expect 0 there.
+//!
+//! Does not know: failures, when the answer is due.
+
+use std::rc::Rc;
+
+use ringbase_storage::env::Env;
+use ringbase_storage::types::Item;
+use ringbase_storage::vbstore::VbStore;
+
+use super::operation::Operation;
+use crate::command::respond::Responder;
+use crate::protocol::extras::MutationToken;
+use crate::protocol::{Datatype, Feature};
+
+/// What an operation leaves for its answer.
+#[derive(Debug)]
+pub(super) struct Answer {
+    /// What was done.
+    pub(super) operation: Operation,
+    /// The version read or written.
+    pub(super) item: Rc<Item>,
+    /// What else there is to say.
+    pub(super) detail: Detail,
+}
+
+/// What a version does not say by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Detail {
+    None,
+    /// The counter.
+    Number(u64),
+    /// For metadata: whether the document is gone (removed or expired), and whether the client asked for the datatype.
+    Meta {
+        deleted: bool,
+        with_datatype: bool,
+    },
+}
+
+impl Answer {
+    /// Appends the frame, or nothing for a quiet opcode. `key` is the key as it was received.
+    #[inline]
+    pub(super) fn encode(
+        &self,
+        responder: &Responder,
+        env: &Env,
+        store: &VbStore,
+        key: &[u8],
+        out: &mut Vec<u8>,
+    ) {
+        if responder.opcode().is_quiet_on_success() {
+            return;
+        }
+        let meta = &self.item.meta;
+        let response = responder.success(env);
+        match self.operation {
+            Operation::Get | Operation::GetWithKey | Operation::GetAndTouch => {
+                let key = if self.operation == Operation::GetWithKey { key } else { &[] };
+                let (flags, value) = (meta.flags.to_be_bytes(), self.item.value());
+                let datatype = responder.visible(Datatype(meta.datatype));
+                response.cas(meta.cas).datatype(datatype).extras(&flags).key(key).value(value).encode(out);
+            }
+            Operation::GetMeta => {
+                let (extras, len) = self.meta_extras();
+                response.cas(meta.cas).extras(&extras[..len]).encode(out);
+            }
+            Operation::Touch => response.cas(meta.cas).encode(out),
+            Operation::Store(_) | Operation::Concatenate(_) | Operation::Count(_) | Operation::Remove => {
+                let number = match self.detail {
+                    Detail::Number(number) => &number.to_be_bytes()[..],
+                    Detail::None | Detail::Meta { .. } => &[],
+                };
+                if responder.has(Feature::MutationSeqno) {
+                    let token = MutationToken { uuid: store.uuid(), seqno: meta.seqno };
+                    response.cas(meta.cas).extras(&token.encode()).value(number).encode(out);
+                } else if self.operation == Operation::Remove {
+                    response.encode(out);
+                } else {
+                    response.cas(meta.cas).value(number).encode(out);
+                }
+            }
+            Operation::ObserveSeqno => unreachable!("it has no document"),
+        }
+    }
+
+    /// Deleted, flags, expiry, revision, and the datatype if it was asked for.
+    fn meta_extras(&self) -> ([u8; 21], usize) {
+        let (deleted, with_datatype) = match self.detail {
+            Detail::Meta { deleted, with_datatype } => (deleted, with_datatype),
+            Detail::None | Detail::Number(_) => (false, false),
+        };
+        let meta = &self.item.meta;
+        let mut extras = [0; 21];
+        extras[..4].copy_from_slice(&u32::from(deleted).to_be_bytes());
+        extras[4..8].copy_from_slice(&meta.flags.to_be_bytes());
+        extras[8..12].copy_from_slice(&meta.expiry.to_be_bytes());
+        extras[12..20].copy_from_slice(&meta.revid.to_be_bytes());
+        extras[20] = meta.datatype;
+        (extras, if with_datatype { 21 } else { 20 })
+    }
+}

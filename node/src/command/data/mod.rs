@@ -1,0 +1,143 @@
+//! Data commands, on the core that owns the vbucket.
+//!
+//! [`execute`] answers at once if memory knows the key. Otherwise it copies the request and goes on when the disk has
+//! answered; the vbucket keeps what waits for the same key in order of arrival. A durable write answers when its level
+//! is reached.
+//!
+//! Invariants
+//! - Every request has exactly one end: a frame appended, nothing (a quiet one), a close, or one call of its [`Reply`].
+//! - A change and the decision that allows it are one step.
+//!
+//! Cost: a GET or a miss in memory allocates nothing but what `out` may need to grow; a write allocates the new version.
+//!
+//! Does not know: sessions, sockets, other cores; the rules of documents are in `bucket::document`.
+
+mod answer;
+mod operation;
+mod wait;
+
+#[cfg(test)]
+mod model;
+#[cfg(test)]
+mod tests;
+
+pub(super) use operation::Operation;
+
+use std::rc::Rc;
+
+use ringbase_storage::types::VbId;
+use ringbase_storage::vbstore::{Lookup, VbStore};
+
+use super::request::Request;
+use super::respond::Responder;
+use super::session::SessionView;
+use crate::bucket::tally::count;
+use crate::bucket::{Engine, LocalBucket};
+use crate::protocol::Status;
+use crate::protocol::extras::ObservedSeqno;
+use crate::protocol::key::KeyBuffer;
+
+/// How far a request has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// It is dealt with; its answer, if any, has been appended.
+    Done,
+    /// Its [`Reply`] will be used later, exactly once.
+    Deferred,
+    /// Nothing can be answered; close the connection.
+    Close,
+}
+
+/// Takes the answer of a deferred request to its connection.
+pub trait Reply {
+    /// The answer: one frame, or nothing if the request was a quiet one that has nothing to say.
+    fn send(self: Box<Self>, frame: &[u8]);
+
+    /// No answer can be given; close the connection.
+    fn close(self: Box<Self>);
+}
+
+/// Executes a data command on a vbucket of this core. `defer` makes the way for a late answer; it is called at most once,
+/// and only if the outcome is [`Outcome::Deferred`].
+#[inline]
+pub fn execute(
+    engine: &Engine,
+    view: &SessionView,
+    request: &Request<'_>,
+    out: &mut Vec<u8>,
+    defer: &mut dyn FnMut() -> Box<dyn Reply>,
+) -> Outcome {
+    let responder = Responder::of_view(&request.frame, view, request.received_ns);
+    let Some(operation) = Operation::of(request.opcode()) else {
+        return responder.fail(engine.env(), Status::NOT_SUPPORTED, out);
+    };
+    let Some((bucket, store)) = find(engine, view, request.vbucket()) else {
+        return responder.fail(engine.env(), Status::NOT_MY_VBUCKET, out);
+    };
+    let env = engine.env();
+    if operation == Operation::ObserveSeqno {
+        return observe_seqno(store, request, &responder, engine, out);
+    }
+    let Some(key) = request.key else {
+        return responder.fail(env, Status::EINVAL, out);
+    };
+    let context = &bucket.context;
+    let prepared = match operation::prepare(operation, request, context) {
+        Ok(prepared) => prepared,
+        Err(status) => return responder.fail(env, status, out),
+    };
+    let mut buffer: KeyBuffer = [0; _];
+    let key = key.with_prefix(&mut buffer);
+    let found = match store.lookup(key) {
+        Lookup::Known(found) => found,
+        Lookup::OnDisk => {
+            count(&context.tally.ep_bg_fetched);
+            wait::for_disk(store, context, view, request, key, defer());
+            return Outcome::Deferred;
+        }
+    };
+    match operation::perform(&prepared, store, context, key, &found) {
+        Ok(answer) => {
+            if let Some(timeout) = wait::commit_timeout(request, store, &answer) {
+                wait::for_commit(store, &context.env, responder, answer, timeout, defer());
+                return Outcome::Deferred;
+            }
+            answer.encode(&responder, env, store, request.frame.key, out);
+            Outcome::Done
+        }
+        Err(status) => responder.fail(env, status, out),
+    }
+}
+
+fn find<'e>(engine: &'e Engine, view: &SessionView, vb: VbId) -> Option<(&'e LocalBucket, &'e Rc<VbStore>)> {
+    let bucket = engine.bucket(view.bucket?)?;
+    Some((bucket, bucket.vbucket(vb)?))
+}
+
+/// What is known of the branch that the client names: how far it is durable, or where another one left it.
+fn observe_seqno(
+    store: &VbStore,
+    request: &Request<'_>,
+    responder: &Responder,
+    engine: &Engine,
+    out: &mut Vec<u8>,
+) -> Outcome {
+    let env = engine.env();
+    let Ok(asked) = request.frame.value.try_into().map(u64::from_be_bytes) else {
+        return responder.fail(env, Status::EINVAL, out);
+    };
+    let log = store.failover_log();
+    let Some(index) = log.iter().position(|branch| branch.uuid.0 == asked) else {
+        return responder.fail(env, Status::KEY_ENOENT, out);
+    };
+    let observed = ObservedSeqno {
+        vbucket: store.id(),
+        uuid: store.uuid(),
+        persisted_seqno: store.persisted_seqno(),
+        high_seqno: store.high_seqno(),
+        // The log is newest first: the branch before it in the log began where it ended.
+        older_branch: index.checked_sub(1).map(|newer| (log[index].uuid, log[newer].seqno)),
+    };
+    responder.success(env).value(&observed.encode()).encode(out);
+    Outcome::Done
+}

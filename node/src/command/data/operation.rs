@@ -1,0 +1,226 @@
+//! What each data opcode does to its document.
+//!
+//! Invariants
+//! - What can be refused without the document is refused before it is looked up.
+//!
+//! Does not know: how the answer is framed, where the document was found.
+
+use ringbase_storage::types::Cas;
+use ringbase_storage::vbstore::{Found, VbStore, WriteError};
+
+use super::answer::{Answer, Detail};
+use crate::auth::Role;
+use crate::bucket::document::{Body, Direction, Document, End, Step, StoreMode};
+use crate::bucket::engine::BucketContext;
+use crate::bucket::tally::count;
+use crate::bucket::{Failure, expiry};
+use crate::command::request::Request;
+use crate::protocol::extras::{ArithmeticExtras, StoreExtras, decode_u32};
+use crate::protocol::{Opcode, Refusal, Status};
+
+/// What is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::command) enum Operation {
+    /// Give the value.
+    Get,
+    /// Give the value with its key.
+    GetWithKey,
+    /// Give the metadata, also of a tombstone.
+    GetMeta,
+    /// Set the expiry and give the value.
+    GetAndTouch,
+    /// Set the expiry.
+    Touch,
+    /// Store a value.
+    Store(StoreMode),
+    /// Add to a value.
+    Concatenate(End),
+    /// Move a counter.
+    Count(Direction),
+    /// Remove.
+    Remove,
+    /// Say how far the vbucket is durable.
+    ObserveSeqno,
+}
+
+impl Operation {
+    /// What `opcode` does, if it is a data command that this node executes.
+    #[must_use]
+    #[inline]
+    pub(in crate::command) const fn of(opcode: Opcode) -> Option<Operation> {
+        Some(match opcode {
+            Opcode::GET | Opcode::GET_Q => Operation::Get,
+            Opcode::GET_K | Opcode::GET_KQ => Operation::GetWithKey,
+            Opcode::SET | Opcode::SET_Q => Operation::Store(StoreMode::Set),
+            Opcode::ADD | Opcode::ADD_Q => Operation::Store(StoreMode::Add),
+            Opcode::REPLACE | Opcode::REPLACE_Q => Operation::Store(StoreMode::Replace),
+            Opcode::DELETE | Opcode::DELETE_Q => Operation::Remove,
+            Opcode::INCREMENT | Opcode::INCREMENT_Q => Operation::Count(Direction::Up),
+            Opcode::DECREMENT | Opcode::DECREMENT_Q => Operation::Count(Direction::Down),
+            Opcode::APPEND | Opcode::APPEND_Q => Operation::Concatenate(End::Append),
+            Opcode::PREPEND | Opcode::PREPEND_Q => Operation::Concatenate(End::Prepend),
+            Opcode::TOUCH => Operation::Touch,
+            Opcode::GAT | Opcode::GAT_Q => Operation::GetAndTouch,
+            Opcode::GET_META | Opcode::GETQ_META => Operation::GetMeta,
+            Opcode::OBSERVE_SEQNO => Operation::ObserveSeqno,
+            _ => return None,
+        })
+    }
+
+    /// The least role that may do it.
+    #[must_use]
+    pub(in crate::command) const fn role(self) -> Role {
+        match self {
+            Operation::Get | Operation::GetWithKey | Operation::GetMeta | Operation::ObserveSeqno => {
+                Role::ReadOnly
+            }
+            Operation::GetAndTouch
+            | Operation::Touch
+            | Operation::Store(_)
+            | Operation::Concatenate(_)
+            | Operation::Count(_)
+            | Operation::Remove => Role::ReadWrite,
+        }
+    }
+}
+
+/// An operation with its arguments, ready for the document.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Prepared<'a> {
+    operation: Operation,
+    action: Action<'a>,
+    cas: Cas,
+    now: u32,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Action<'a> {
+    Read,
+    ReadMeta { with_datatype: bool },
+    Touch { expiry: u32 },
+    Store { mode: StoreMode, body: Body<'a>, keep_expiry: bool },
+    Concatenate { end: End, added: &'a [u8] },
+    Count(Step),
+    Remove,
+}
+
+/// Decodes the arguments of a request and checks what needs no document.
+///
+/// # Errors
+/// The status to answer.
+#[inline]
+pub(super) fn prepare<'a>(
+    operation: Operation,
+    request: &Request<'a>,
+    bucket: &BucketContext,
+) -> Result<Prepared<'a>, Status> {
+    let now = bucket.now();
+    let (extras, value) = (request.frame.extras, request.frame.value);
+    let status = |refusal: Refusal| refusal.status;
+    let absolute = |given| {
+        expiry::absolute(given, now, bucket.settings.ttl_seconds_max).map_err(|_| Status::EXPIRY_OVERFLOW)
+    };
+    let action = match operation {
+        Operation::Get | Operation::GetWithKey => Action::Read,
+        Operation::GetMeta => Action::ReadMeta { with_datatype: extras.first() == Some(&2) },
+        Operation::Touch | Operation::GetAndTouch => {
+            let expiry = absolute(decode_u32(extras).map_err(status)?)?;
+            Action::Touch { expiry }
+        }
+        Operation::Store(mode) => {
+            let StoreExtras { flags, expiry } = StoreExtras::decode(extras).map_err(status)?;
+            if value.len() > bucket.settings.item_bytes_max {
+                return Err(Status::E2BIG);
+            }
+            let body = Body { value, flags, expiry: absolute(expiry)? };
+            Action::Store { mode, body, keep_expiry: request.framing.preserve_ttl }
+        }
+        Operation::Concatenate(end) => {
+            if value.len() > bucket.settings.item_bytes_max {
+                return Err(Status::E2BIG);
+            }
+            Action::Concatenate { end, added: value }
+        }
+        Operation::Count(direction) => {
+            let ArithmeticExtras { delta, initial, expiry } =
+                ArithmeticExtras::decode(extras).map_err(status)?;
+            let create = match expiry {
+                ArithmeticExtras::DO_NOT_CREATE => None,
+                given => Some((initial, absolute(given)?)),
+            };
+            Action::Count(Step { direction, delta, create })
+        }
+        Operation::Remove => Action::Remove,
+        Operation::ObserveSeqno => return Err(Status::EINVAL),
+    };
+    Ok(Prepared { operation, action, cas: request.frame.cas(), now })
+}
+
+/// Does it to the document whose newest version is `found`.
+///
+/// # Errors
+/// The status to answer.
+#[inline]
+pub(super) fn perform(
+    prepared: &Prepared<'_>,
+    store: &VbStore,
+    bucket: &BucketContext,
+    key: &[u8],
+    found: &Found,
+) -> Result<Answer, Status> {
+    let Prepared { operation, action, cas, now } = *prepared;
+    let document = Document { store, bucket, key, found, now };
+    let tally = &bucket.tally;
+    let done = match action {
+        Action::Read => return read(&document, operation),
+        Action::ReadMeta { with_datatype } => {
+            count(&tally.ep_num_ops_get_meta);
+            let Found::Version(item) = found else { return Err(Status::KEY_ENOENT) };
+            let detail = Detail::Meta { deleted: document.live().is_none(), with_datatype };
+            return Ok(Answer { operation, item: item.clone(), detail });
+        }
+        Action::Touch { expiry } => document.touch(expiry),
+        Action::Store { mode, body, keep_expiry } => document.store(mode, cas, body, keep_expiry),
+        Action::Concatenate { end, added } => document.concatenate(end, cas, added),
+        Action::Count(step) => {
+            let (item, number) = document.count(step).map_err(status_of)?;
+            return Ok(Answer { operation, item, detail: Detail::Number(number) });
+        }
+        Action::Remove => document.remove(cas),
+    };
+    if operation == Operation::GetAndTouch {
+        count(&tally.cmd_get);
+        count(if done.is_ok() { &tally.get_hits } else { &tally.get_misses });
+    }
+    let item = done.map_err(status_of)?;
+    Ok(Answer { operation, item, detail: Detail::None })
+}
+
+#[inline]
+fn read(document: &Document<'_>, operation: Operation) -> Result<Answer, Status> {
+    let tally = &document.bucket.tally;
+    count(&tally.cmd_get);
+    let Some(item) = document.live() else {
+        count(&tally.get_misses);
+        return Err(Status::KEY_ENOENT);
+    };
+    count(&tally.get_hits);
+    count(&tally.vb_active_ops_get);
+    Ok(Answer { operation, item: item.clone(), detail: Detail::None })
+}
+
+/// The status that tells a client about a failure.
+fn status_of(failure: Failure) -> Status {
+    match failure {
+        Failure::Absent => Status::KEY_ENOENT,
+        Failure::Exists => Status::KEY_EEXISTS,
+        Failure::NotStored => Status::NOT_STORED,
+        Failure::NotACounter => Status::DELTA_BADVAL,
+        Failure::TooLong { .. } | Failure::Write(WriteError::TooLong { .. }) => Status::E2BIG,
+        Failure::Write(WriteError::Busy { .. }) => Status::ETMPFAIL,
+        Failure::Write(error) => {
+            tracing::error!(%error, "a change was not accepted");
+            Status::EINTERNAL
+        }
+    }
+}

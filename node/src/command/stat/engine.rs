@@ -1,0 +1,160 @@
+//! The statistics of a core's shards, buckets and vbuckets.
+//!
+//! Names are the reference's where the meaning is the same, and our own where there is nothing of the kind. What this
+//! node does not have (durable prepares, temporary items, ejection) is not shown as 0.
+//!
+//! Does not know: connections, the wire.
+
+use ringbase_storage::vbstore::{VbStats, VbStore};
+
+use super::{StatGroup, StatPart, StatQuery, StatSource, Unit};
+use crate::bucket::Engine;
+
+impl StatSource for Engine {
+    fn collect(&self, query: &StatQuery, part: &mut StatPart) {
+        match query.group {
+            StatGroup::General => general(self, query, part),
+            StatGroup::VbucketDetails => each_vbucket(self, query, part, details),
+            StatGroup::VbucketSeqno => each_vbucket(self, query, part, seqnos),
+            StatGroup::Failovers => each_vbucket(self, query, part, failovers),
+            StatGroup::Timings => timings(self, part),
+            StatGroup::Uuid | StatGroup::RangeScans | StatGroup::Reset => {}
+        }
+    }
+
+    fn reset(&self) {
+        for bucket in self.buckets() {
+            bucket.context.tally.reset();
+        }
+    }
+}
+
+fn each_vbucket(
+    engine: &Engine,
+    query: &StatQuery,
+    part: &mut StatPart,
+    show: fn(&VbStore, &VbStats, &mut StatPart),
+) {
+    let bucket = query.bucket.and_then(|id| engine.bucket(id));
+    let vbuckets = bucket.into_iter().flat_map(|bucket| bucket.vbuckets());
+    for store in vbuckets.filter(|store| query.covers(store.id())) {
+        show(store, &store.stats(), part);
+    }
+}
+
+fn general(engine: &Engine, query: &StatQuery, part: &mut StatPart) {
+    part.sum("threads", 1);
+    for shard in engine.shards() {
+        let (stats, metrics) = (shard.stats(), shard.metrics());
+        let bytes = |bytes: i64| u64::try_from(bytes).unwrap_or_default();
+        part.sum("shards", 1);
+        part.sum("shards_failed", u64::from(shard.failure().is_some()));
+        part.sum("memtable_bytes", bytes(stats.memtable_bytes));
+        part.sum("resident_bytes", bytes(stats.resident_bytes));
+        part.sum("wal_pending_bytes", stats.wal_pending_bytes);
+        part.max("wal_fullness_percent", (stats.wal_fullness * 100.0) as u64);
+        part.sum("ep_commit_num", metrics.wal_commit_ns.histogram().len());
+        part.sum("flushes", metrics.flush_ns.histogram().len());
+        part.sum("ep_item_flush_failed", metrics.flush_failures.get());
+        part.sum("run_merges", metrics.merges.get());
+        part.sum("manifest_changes", stats.manifest_changes);
+    }
+    // The cache belongs to the core, all its shards show the same one.
+    if let Some(shard) = engine.shards().first() {
+        let cache = shard.stats().cache;
+        part.sum("block_cache_bytes", cache.bytes);
+        part.sum("block_cache_hits", cache.hits);
+        part.sum("block_cache_misses", cache.misses);
+    }
+    let Some(bucket) = query.bucket.and_then(|id| engine.bucket(id)) else { return };
+    for (name, number) in bucket.context.tally.iter() {
+        part.sum(name, number);
+    }
+    part.max("ep_max_item_size", bucket.context.settings.item_bytes_max as u64);
+    for store in bucket.vbuckets() {
+        let stats = store.stats();
+        part.sum("vb_active_num", 1);
+        part.sum("ep_vb_total", 1);
+        for name in ["curr_items", "curr_items_tot", "vb_active_curr_items"] {
+            part.sum(name, stats.items);
+        }
+        part.sum("tombstones", stats.tombstones);
+        part.sum("resident_items", stats.resident_items);
+        part.sum("vb_active_ht_memory", stats.resident_bytes);
+        part.sum("index_bytes", stats.index_bytes);
+        for name in ["ep_queue_size", "vb_active_queue_size"] {
+            part.sum(name, stats.memtable_items);
+        }
+        part.sum("ep_diskqueue_memory", stats.memtable_bytes);
+        part.sum("ep_db_data_size", stats.disk_bytes);
+        part.sum("key_runs", stats.runs);
+        part.sum("seqlog_segments", stats.segments);
+        part.sum("views", stats.views);
+    }
+}
+
+fn details(store: &VbStore, stats: &VbStats, part: &mut StatPart) {
+    let vb = store.id();
+    part.of_vbucket(vb, "", "active");
+    part.of_vbucket(vb, "uuid", store.uuid());
+    for (name, number) in [
+        ("num_items", stats.items),
+        ("num_tombstones", stats.tombstones),
+        ("ht_num_items", stats.resident_items),
+        ("ht_num_in_memory_items", stats.resident_items),
+        ("ht_memory", stats.resident_bytes),
+        ("index_memory", stats.index_bytes),
+        ("queue_size", stats.memtable_items),
+        ("queue_memory", stats.memtable_bytes),
+        ("frozen_memtables", stats.frozen),
+        ("high_seqno", stats.high_seqno.0),
+        ("persistence_seqno", stats.persisted_seqno.0),
+        ("flushed_seqno", stats.flushed_seqno.0),
+        ("purge_seqno", stats.purge_seqno.0),
+        ("max_visible_seqno", stats.high_seqno.0),
+        ("max_cas", stats.max_cas.0),
+        ("db_data_size", stats.disk_bytes),
+        ("key_runs", stats.runs),
+        ("seqlog_segments", stats.segments),
+        ("views", stats.views),
+    ] {
+        part.of_vbucket(vb, name, number);
+    }
+}
+
+fn seqnos(store: &VbStore, stats: &VbStats, part: &mut StatPart) {
+    let vb = store.id();
+    part.of_vbucket(vb, "uuid", store.uuid());
+    for (name, seqno) in [
+        ("high_seqno", stats.high_seqno),
+        ("abs_high_seqno", stats.high_seqno),
+        ("last_persisted_seqno", stats.persisted_seqno),
+        ("last_persisted_snap_start", stats.persisted_seqno),
+        ("last_persisted_snap_end", stats.persisted_seqno),
+        ("purge_seqno", stats.purge_seqno),
+        ("max_visible_seqno", stats.high_seqno),
+    ] {
+        part.of_vbucket(vb, name, seqno);
+    }
+}
+
+fn failovers(store: &VbStore, _: &VbStats, part: &mut StatPart) {
+    let (vb, log) = (store.id(), store.failover_log());
+    part.of_vbucket(vb, "num_entries", log.len());
+    for (index, branch) in log.iter().enumerate() {
+        part.of_vbucket(vb, format!("{index}:id"), branch.uuid);
+        part.of_vbucket(vb, format!("{index}:seq"), branch.seqno);
+    }
+}
+
+fn timings(engine: &Engine, part: &mut StatPart) {
+    for shard in engine.shards() {
+        let metrics = shard.metrics();
+        let commits = metrics.wal_commit_ns.histogram();
+        part.histogram("disk_commit", &commits, Unit::MicrosOfNanos);
+        part.histogram("wal_commit_ns", &commits, Unit::AsRecorded);
+        part.histogram("wal_commit_bytes", &metrics.wal_commit_bytes.histogram(), Unit::AsRecorded);
+        part.histogram("flush_ns", &metrics.flush_ns.histogram(), Unit::AsRecorded);
+        part.histogram("flush_bytes", &metrics.flush_bytes.histogram(), Unit::AsRecorded);
+    }
+}

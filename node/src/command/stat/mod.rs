@@ -1,0 +1,235 @@
+//! STAT: a group of statistics, gathered from every core and answered as a stream of names and values.
+//!
+//! The connection's core parses the request into a [`StatJob`]; every core's [`StatSource`]s add what they know to a
+//! [`StatPart`]; the parts are absorbed into one, and the job answers with it. Parts and queries may cross cores.
+//!
+//! | group | argument | sources here |
+//! |---|---|---|
+//! | (empty) | | node, counters of the selected bucket, sums over its vbuckets, shards |
+//! | `uuid` | | the bucket |
+//! | `vbucket-details`, `vbucket-seqno`, `failovers` | vbucket | vbuckets |
+//! | `timings` | | commits and flushes of the shards, range scans, requests by opcode |
+//! | `range-scans` | vbucket | range scans |
+//! | `reset` | | sets counters to 0 |
+//!
+//! Invariants
+//! - A stream ends with a response without key and value, an error is a single response.
+//! - An unknown group is KEY_ENOENT, a bad argument EINVAL, a vbucket that is not here NOT_MY_VBUCKET.
+//!
+//! Cost: proportional to what is shown; a thousand vbuckets in detail are about two megabytes of answer.
+//!
+//! Does not know: how a query reaches the other cores.
+
+mod engine;
+mod histogram;
+mod others;
+mod part;
+
+pub use histogram::{HistogramStat, Unit};
+pub use part::{StatPart, StatValue};
+
+use ringbase_storage::env::Env;
+use ringbase_storage::types::{BucketId, VbId};
+
+use super::cluster;
+use super::data::Outcome;
+use super::request::Request;
+use super::respond::Responder;
+use super::session::Session;
+use crate::bucket::expiry;
+use crate::protocol::stat::StatRequest;
+use crate::protocol::{Refusal, Status};
+
+/// Which statistics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StatGroup {
+    /// The general ones.
+    General,
+    /// The bucket's uuid.
+    Uuid,
+    /// Everything about vbuckets.
+    VbucketDetails,
+    /// Seqnos of vbuckets.
+    VbucketSeqno,
+    /// Failover logs.
+    Failovers,
+    /// Range scans.
+    RangeScans,
+    /// Histograms.
+    Timings,
+    /// None: counters and histograms begin anew.
+    Reset,
+}
+
+impl StatGroup {
+    fn of(name: &str) -> Option<StatGroup> {
+        Some(match name {
+            "" => StatGroup::General,
+            "uuid" => StatGroup::Uuid,
+            "vbucket-details" => StatGroup::VbucketDetails,
+            "vbucket-seqno" => StatGroup::VbucketSeqno,
+            "failovers" => StatGroup::Failovers,
+            "range-scans" => StatGroup::RangeScans,
+            "timings" => StatGroup::Timings,
+            "reset" => StatGroup::Reset,
+            _ => return None,
+        })
+    }
+
+    /// Whether it is about one bucket's vbuckets, and takes the number of one as an argument.
+    fn is_about_vbuckets(self) -> bool {
+        match self {
+            StatGroup::VbucketDetails
+            | StatGroup::VbucketSeqno
+            | StatGroup::Failovers
+            | StatGroup::RangeScans => true,
+            StatGroup::General | StatGroup::Uuid | StatGroup::Timings | StatGroup::Reset => false,
+        }
+    }
+}
+
+/// What is asked of every core.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StatQuery {
+    /// Which statistics.
+    pub group: StatGroup,
+    /// Only of this vbucket.
+    pub vbucket: Option<VbId>,
+    /// Of this bucket.
+    pub bucket: Option<BucketId>,
+}
+
+impl StatQuery {
+    /// Whether a vbucket is asked about.
+    #[must_use]
+    pub fn covers(&self, vb: VbId) -> bool {
+        self.vbucket.is_none_or(|only| only == vb)
+    }
+}
+
+/// Something on a core that has statistics.
+pub trait StatSource {
+    /// Adds what it knows about `query`; nothing for groups that are not its own.
+    fn collect(&self, query: &StatQuery, part: &mut StatPart);
+
+    /// Sets its counters and histograms to 0.
+    fn reset(&self) {}
+}
+
+/// Asks the sources of one core.
+#[must_use]
+pub fn collect(query: &StatQuery, sources: &[&dyn StatSource]) -> StatPart {
+    let mut part = StatPart::default();
+    for source in sources {
+        if query.group == StatGroup::Reset {
+            source.reset();
+        } else {
+            source.collect(query, &mut part);
+        }
+    }
+    part
+}
+
+/// A request for statistics, while they are gathered.
+#[derive(Debug, Clone)]
+pub struct StatJob {
+    /// What to ask of every core.
+    pub query: StatQuery,
+    responder: Responder,
+    classic_histograms: bool,
+    node: StatPart,
+}
+
+impl StatJob {
+    /// Appends the answer; `parts` come from the cores.
+    pub fn answer(self, env: &Env, parts: impl IntoIterator<Item = StatPart>, out: &mut Vec<u8>) {
+        let mut whole = self.node;
+        for part in parts {
+            whole.absorb(part);
+        }
+        let mut put = |name: &str, value: &str| {
+            // A name or value that is too long for its field does not exist among ours.
+            self.responder.success(env).key(name.as_bytes()).value(value.as_bytes()).encode(out);
+        };
+        for (name, value) in whole.iter() {
+            match value {
+                StatValue::Sum(number) | StatValue::Max(number) => put(&name, &number.to_string()),
+                StatValue::Text(text) => put(&name, text),
+                StatValue::Histogram(histogram) if self.classic_histograms => {
+                    histogram.each_classic(&name, &mut put);
+                }
+                StatValue::Histogram(histogram) => put(&name, &histogram.to_json()),
+            }
+        }
+        self.responder.success(env).encode(out);
+    }
+}
+
+/// Parses a request; what is wrong with it is answered here.
+pub(super) fn begin(
+    session: &mut Session,
+    request: &Request<'_>,
+    responder: &Responder,
+    out: &mut Vec<u8>,
+) -> Result<StatJob, Outcome> {
+    let shared = session.shared.clone();
+    let env = &shared.env;
+    let asked = StatRequest::decode(request.frame.key).map_err(|refusal| {
+        responder.refuse(env, refusal, out);
+        Outcome::Done
+    })?;
+    let Some(group) = StatGroup::of(asked.group) else {
+        return Err(responder.fail(env, Status::KEY_ENOENT, out));
+    };
+    let mut query = StatQuery { group, vbucket: None, bucket: session.bucket() };
+    if (group.is_about_vbuckets() || group == StatGroup::Uuid) && query.bucket.is_none() {
+        return Err(responder.fail(env, Status::NO_BUCKET, out));
+    }
+    if let Some(argument) = asked.argument.filter(|argument| !argument.is_empty()) {
+        let number = argument.parse().ok().filter(|_| group.is_about_vbuckets());
+        let Some(vb) = number.map(VbId) else {
+            responder.refuse(env, Refusal::einval("The argument must be the number of a vbucket"), out);
+            return Err(Outcome::Done);
+        };
+        if vb.0 >= shared.catalog.vbucket_count() {
+            return Err(cluster::not_my_vbucket(session, responder, out));
+        }
+        query.vbucket = Some(vb);
+    }
+    let classic_histograms = session.agent.name.contains("cbstat");
+    Ok(StatJob { query, responder: *responder, classic_histograms, node: about_node(session, &query) })
+}
+
+/// What the connection's core knows of the node as a whole.
+fn about_node(session: &Session, query: &StatQuery) -> StatPart {
+    let (catalog, env) = (&session.shared.catalog, &session.shared.env);
+    let mut part = StatPart::default();
+    let bucket = query.bucket.and_then(|id| catalog.bucket(id));
+    match query.group {
+        StatGroup::General => {
+            let now = expiry::seconds(env.clock.wall_ns());
+            part.text("uptime", now.saturating_sub(catalog.started_at()));
+            part.text("time", now);
+            part.text("pid", std::process::id());
+            part.text("version", catalog.version());
+            part.text("memcached_version", catalog.version());
+            if let Some(bucket) = bucket {
+                part.text("uuid", format!("{:032x}", bucket.uuid));
+                part.text("ep_bucket_type", "persistent");
+                part.text("ep_max_vbuckets", catalog.vbucket_count());
+            }
+        }
+        StatGroup::Uuid => {
+            if let Some(bucket) = bucket {
+                part.text("uuid", format!("{:032x}", bucket.uuid));
+            }
+        }
+        StatGroup::VbucketDetails
+        | StatGroup::VbucketSeqno
+        | StatGroup::Failovers
+        | StatGroup::RangeScans
+        | StatGroup::Timings
+        | StatGroup::Reset => {}
+    }
+    part
+}

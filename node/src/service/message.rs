@@ -1,0 +1,49 @@
+//! What cores tell each other. A token names what waits for an answer on the core that asked.
+//!
+//! Does not know: how a message is handled.
+
+use crate::command::{SessionView, StatPart, StatQuery};
+use crate::core::mailbox;
+use crate::net::ConnId;
+use crate::range_scan::{ScanFrame, SentFrame};
+
+/// Names a request that waits for another core, on the core that asked. Never used twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Token(pub(super) u64);
+
+/// See the module.
+pub(super) enum Message {
+    /// Execute a request for a vbucket of the receiver.
+    Request { token: Token, view: SessionView, received_ns: u64, frame: Vec<u8> },
+    /// The whole answer to a request.
+    Answer { token: Token, frame: Vec<u8> },
+    /// A request has no answer: its connection must be closed.
+    CloseConnection { token: Token },
+    /// One frame of a range scan's answer.
+    ScanFrame { token: Token, frame: ScanFrame },
+    /// A frame's buffer has been taken by the kernel.
+    ScanFrameSent { sent: SentFrame },
+    /// A connection that has used range scans is gone.
+    ConnectionGone { connection: ConnId },
+    /// Statistics are wanted.
+    Stat { token: Token, query: StatQuery },
+    /// Statistics of one core.
+    StatPart { token: Token, part: StatPart },
+    /// A parameter changes on every core.
+    SetParam { name: String, value: String },
+}
+
+impl mailbox::Message for Message {
+    fn bytes(&self) -> usize {
+        match self {
+            Message::Request { frame, .. } | Message::Answer { frame, .. } => frame.len() + 64,
+            Message::ScanFrame { frame, .. } => frame.records().len() + 64,
+            Message::StatPart { .. } => 4096,
+            Message::SetParam { name, value } => name.len() + value.len() + 64,
+            Message::CloseConnection { .. }
+            | Message::ScanFrameSent { .. }
+            | Message::ConnectionGone { .. }
+            | Message::Stat { .. } => 64,
+        }
+    }
+}

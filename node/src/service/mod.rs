@@ -1,0 +1,309 @@
+//! The service of a core: where requests, vbuckets and connections of different cores meet.
+//!
+//! A connection's core takes every frame. What needs a vbucket of this core is executed inline; what belongs to another core travels there in
+//! a mailbox, and its answer back. Only the connection's core writes to the socket: a range scan's buffers are filled on the vbucket's core and
+//! sent here.
+//!
+//! Invariants
+//! - Every ticket is answered once: by the executing core's answer, or because the connection is gone.
+//! - Requests of one connection to one vbucket arrive there in order: mailboxes keep order, and what waits for a full mailbox waits in order.
+//!
+//! Cost: a request for a local vbucket sends no message and allocates nothing; a remote one is copied twice.
+//! Does not know: opcodes' rules (`command`), scans' contents (`range_scan`), sockets (`net`).
+
+mod message;
+mod outbox;
+mod remote;
+mod scans;
+mod stats;
+
+use std::cell::{Cell, OnceCell, RefCell};
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use ringbase_storage::env::Env;
+use ringbase_storage::io::ring::Ring;
+use ringbase_storage::vbstore::VbStore;
+
+use crate::bucket::Engine;
+use crate::command::{self, Catalog, Next, Outcome, Reply, Request, SessionView, execute, must_run_alone};
+use crate::core::CoreId;
+use crate::core::mailbox::{MailboxEnds, Mailboxes, mailboxes};
+use crate::net::{self, Connection, Order, Ticket};
+use crate::protocol::{Frame, Opcode};
+use crate::range_scan::{ActiveVbuckets, RangeScanConfig, RangeScans, VbAddress};
+use crate::telemetry::CoreTimings;
+use message::{Message, Token};
+use outbox::Outbox;
+
+/// Bytes under way from one core to another, at most; what exceeds it waits on the sending core.
+const MAILBOX_WINDOW_BYTES: usize = 8 << 20;
+
+/// The unconnected mailboxes of one core.
+pub struct CoreMail(MailboxEnds<Message>);
+
+/// The mailboxes of a node, one for each core.
+#[must_use]
+pub fn core_mail(cores: usize) -> Vec<CoreMail> {
+    mailboxes(cores, MAILBOX_WINDOW_BYTES).into_iter().map(CoreMail).collect()
+}
+
+/// What a core serves.
+pub struct CoreParts {
+    /// Which core.
+    pub core: CoreId,
+    /// Clock, tasks, randomness.
+    pub env: Env,
+    /// Its shards.
+    pub engine: Engine,
+    /// Its storage ring.
+    pub ring: Rc<Ring>,
+    /// The core that hosts each shard.
+    pub hosts: Vec<CoreId>,
+    /// The node.
+    pub catalog: Arc<Catalog>,
+    /// Range scans.
+    pub scans: RangeScanConfig,
+}
+
+/// A request that waits for its answer from another core.
+enum Waiting {
+    Answer { ticket: Ticket, opcode: Opcode, received_ns: u64 },
+    Scan(Rc<scans::Delivery>),
+    Stat(stats::Gathering),
+}
+
+/// What the service knows of a connection.
+pub struct Session {
+    command: RefCell<command::Session>,
+    connection: Rc<Connection>,
+    /// Whether it has sent range scan requests: then every core must know when it goes.
+    scans: Cell<bool>,
+}
+
+/// See the module.
+pub struct CoreService {
+    core: CoreId,
+    env: Env,
+    engine: Rc<Engine>,
+    ring: Rc<Ring>,
+    hosts: Vec<CoreId>,
+    shared: Rc<command::session::Shared>,
+    scans: RangeScans,
+    timings: Rc<CoreTimings>,
+    outbox: OnceCell<Outbox>,
+    waiting: RefCell<HashMap<Token, Waiting, ahash::RandomState>>,
+    tokens: Cell<u64>,
+    weak: std::rc::Weak<CoreService>,
+}
+
+struct LocalVbuckets(Rc<Engine>);
+
+impl ActiveVbuckets for LocalVbuckets {
+    fn active(&self, at: VbAddress) -> Option<Rc<VbStore>> {
+        self.0.vbucket(at.bucket, at.vb).cloned()
+    }
+}
+
+impl CoreService {
+    /// Starts the service and connects it with the other cores', which must all do the same.
+    pub async fn start(parts: CoreParts, mail: CoreMail) -> Rc<CoreService> {
+        let CoreParts { core, env, engine, ring, hosts, catalog, scans } = parts;
+        let engine = Rc::new(engine);
+        let vbuckets = Rc::new(LocalVbuckets(engine.clone()));
+        let timings = Rc::new(CoreTimings::default());
+        let service = Rc::new_cyclic(|weak| CoreService {
+            core,
+            shared: command::session::Shared::new(catalog, env.clone()),
+            scans: RangeScans::new(env.clone(), vbuckets, scans),
+            env,
+            engine,
+            ring,
+            hosts,
+            timings: timings.clone(),
+            outbox: OnceCell::new(),
+            waiting: RefCell::default(),
+            tokens: Cell::new(0),
+            weak: weak.clone(),
+        });
+        let receiver = Rc::downgrade(&service);
+        let handle = move |from, message| {
+            if let Some(service) = receiver.upgrade() {
+                service.handle(from, message);
+            }
+        };
+        let waited = move |wait: std::time::Duration, count| {
+            timings.record_mailbox_wait(u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX), count as u64);
+        };
+        let connected: Mailboxes<Message> = mail.0.connect(handle, waited).await;
+        let _ = service.outbox.set(Outbox::new(connected));
+        service
+    }
+
+    /// Ends every range scan: the node stops.
+    pub fn cancel_scans(&self) {
+        self.scans.cancel_all();
+    }
+
+    /// Ends the conversation with the other cores.
+    pub fn close_mail(&self) {
+        if let Some(outbox) = self.outbox.get() {
+            outbox.close();
+        }
+    }
+
+    fn send(&self, to: CoreId, message: Message) {
+        if let Some(outbox) = self.outbox.get() {
+            outbox.send(to, message);
+        }
+    }
+
+    fn other_cores(&self) -> impl Iterator<Item = CoreId> + '_ {
+        let cores = self.outbox.get().map_or(0, Outbox::cores);
+        (0..cores as u16).map(CoreId).filter(|core| *core != self.core)
+    }
+
+    fn wait_for(&self, waiting: Waiting) -> Token {
+        let token = Token(self.tokens.get());
+        self.tokens.set(token.0 + 1);
+        self.waiting.borrow_mut().insert(token, waiting);
+        token
+    }
+
+    fn host_of(&self, request: &Request<'_>) -> CoreId {
+        let shard = crate::bucket::shard_of(request.vbucket(), self.engine.shard_count());
+        self.hosts[usize::from(shard.0)]
+    }
+
+    fn answered(&self, opcode: Opcode, received_ns: u64) {
+        self.timings.record_request(opcode, self.env.clock.monotonic_ns().saturating_sub(received_ns));
+    }
+
+    fn execute_here(&self, view: &SessionView, request: &Request<'_>, ticket: Ticket) {
+        let late: Rc<Cell<Option<Ticket>>> = Rc::default();
+        let (opcode, received_ns) = (request.opcode(), request.received_ns);
+        let mut outcome = Outcome::Done;
+        let mut defer = || -> Box<dyn Reply> {
+            Box::new(LocalReply { service: self.weak.clone(), ticket: late.clone(), opcode, received_ns })
+        };
+        ticket.write(|out| outcome = execute(&self.engine, view, request, out, &mut defer));
+        match outcome {
+            Outcome::Done => {
+                ticket.silent();
+                self.answered(opcode, received_ns);
+            }
+            Outcome::Deferred => late.set(Some(ticket)),
+            Outcome::Close => ticket.reply_and_close(|_| {}),
+        }
+    }
+
+    fn execute_there(&self, host: CoreId, view: SessionView, request: &Request<'_>, waiting: Waiting) {
+        let token = self.wait_for(waiting);
+        let mut frame = Vec::with_capacity(request.frame.frame_bytes());
+        request.copy(&mut frame);
+        self.send(host, Message::Request { token, view, received_ns: request.received_ns, frame });
+    }
+}
+
+/// The way back for an answer that comes late, on the connection's own core.
+struct LocalReply {
+    service: std::rc::Weak<CoreService>,
+    ticket: Rc<Cell<Option<Ticket>>>,
+    opcode: Opcode,
+    received_ns: u64,
+}
+
+impl Reply for LocalReply {
+    fn send(self: Box<Self>, frame: &[u8]) {
+        if let Some(ticket) = self.ticket.take() {
+            ticket.reply(|out| out.extend_from_slice(frame));
+        }
+        if let Some(service) = self.service.upgrade() {
+            service.answered(self.opcode, self.received_ns);
+        }
+    }
+
+    fn close(self: Box<Self>) {
+        if let Some(ticket) = self.ticket.take() {
+            ticket.reply_and_close(|_| {});
+        }
+    }
+}
+
+impl net::Service for CoreService {
+    type Session = Session;
+
+    fn connected(&self, connection: &Rc<Connection>) -> Rc<Session> {
+        let id = command::session::ConnectionId(connection.id().0);
+        let session = command::Session::new(self.shared.clone(), id);
+        connection.set_authenticated(session.is_authenticated());
+        Rc::new(Session {
+            command: RefCell::new(session),
+            connection: connection.clone(),
+            scans: Cell::new(false),
+        })
+    }
+
+    fn order(&self, _: &Rc<Session>, frame: &Frame<'_>) -> Order {
+        match frame.opcode() {
+            Opcode::RANGE_SCAN_CONTINUE => Order::Alone,
+            opcode if must_run_alone(opcode) => Order::After,
+            _ => Order::Free,
+        }
+    }
+
+    fn execute(&self, session: &Rc<Session>, ticket: Ticket, frame: &Frame<'_>) {
+        let received_ns = self.env.clock.monotonic_ns();
+        let mut command = session.command.borrow_mut();
+        let mut next = Next::Done;
+        ticket.write(|out| next = command.accept(*frame, received_ns, out));
+        match next {
+            Next::Done => {
+                session.connection.set_authenticated(command.is_authenticated());
+                ticket.silent();
+                self.answered(frame.opcode(), received_ns);
+            }
+            Next::Close(closing) => {
+                tracing::debug!(conn = session.connection.id().0, %closing, "connection ends");
+                ticket.reply_and_close(|_| {});
+            }
+            Next::Vbucket(request) => {
+                let view = command.view();
+                let host = self.host_of(&request);
+                if host == self.core {
+                    self.execute_here(&view, &request, ticket);
+                } else {
+                    let waiting = Waiting::Answer { ticket, opcode: request.opcode(), received_ns };
+                    self.execute_there(host, view, &request, waiting);
+                }
+            }
+            Next::RangeScan(request) => {
+                session.scans.set(true);
+                self.range_scan(command.view(), &request, ticket);
+            }
+            Next::Stat(job) => {
+                drop(command);
+                self.gather(job, ticket);
+            }
+            Next::SetParam(change) => {
+                drop(command);
+                self.set_param(change, ticket);
+            }
+        }
+    }
+
+    fn response(&self, session: &Rc<Session>, frame: &Frame<'_>) {
+        tracing::debug!(conn = session.connection.id().0, opcode = frame.opcode().name(), "response ignored");
+    }
+
+    fn disconnected(&self, session: &Rc<Session>, connection: &Rc<Connection>) {
+        if session.scans.get() {
+            let connection = connection.id();
+            self.connection_gone(connection);
+            for core in self.other_cores().collect::<Vec<_>>() {
+                self.send(core, Message::ConnectionGone { connection });
+            }
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! `ringctl load`: documents from files, or generated ones, into a bucket.
+//!
+//! Does not know: how documents are read and sent (`ringbase::client::{source, load}`).
+
+use std::io::IsTerminal;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use indicatif::{HumanCount, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use ringbase::client::source::{SourceError, Unit};
+use ringbase::client::{Connection, LoadOptions, LoadProgress, LoadReport, PipelineOptions, Source, load};
+use serde_json::json;
+
+use super::connect_options;
+use crate::args::{GlobalArgs, LoadArgs};
+use crate::failure::Failure;
+use crate::output::{human_bytes, megabytes_per_second, print, print_json};
+
+/// How often the progress bar moves.
+const TICK: Duration = Duration::from_millis(100);
+
+/// How long `--wait-persisted` waits.
+const PERSIST_PATIENCE: Duration = Duration::from_secs(600);
+
+pub(crate) fn run(global: &GlobalArgs, args: &LoadArgs) -> Result<(), Failure> {
+    let unreadable = |error: SourceError| Failure::other("nothing was loaded", error);
+    let connect = connect_options(global)?;
+    let source = Source::open(&args.source, args.max_document_bytes).map_err(unreadable)?;
+    let bar = progress_bar(&source).map_err(unreadable)?;
+    let options = LoadOptions {
+        connect: connect.clone(),
+        connections: usize::from(args.connections),
+        pipeline: PipelineOptions {
+            window: args.window as usize,
+            patience: Duration::from_secs_f64(args.patience),
+            ..PipelineOptions::default()
+        },
+    };
+    let progress = LoadProgress::default();
+    let report = std::thread::scope(|scope| {
+        let shower = std::thread::current();
+        let (options, progress) = (&options, &progress);
+        let loading = scope.spawn(move || {
+            let result = load(source, options, progress);
+            shower.unpark();
+            result
+        });
+        while !loading.is_finished() {
+            show(&bar, progress);
+            std::thread::park_timeout(TICK);
+        }
+        bar.finish_and_clear();
+        loading.join().expect("a load reports errors instead of panicking")
+    })?;
+
+    let persisting = Instant::now();
+    if args.wait_persisted {
+        Connection::open(&connect)?.wait_persisted(&report.tokens, PERSIST_PATIENCE)?;
+    }
+    let persisted = args.wait_persisted.then(|| persisting.elapsed());
+    name_skipped(&report);
+    if global.json { print_json(&report_json(&report, persisted)) } else { print_text(&report, persisted) }
+}
+
+fn progress_bar(source: &Source) -> Result<ProgressBar, SourceError> {
+    if !std::io::stderr().is_terminal() {
+        return Ok(ProgressBar::hidden());
+    }
+    let (total, unit) = source.total()?;
+    let bar = ProgressBar::with_draw_target(total, ProgressDrawTarget::stderr());
+    let position = match unit {
+        Unit::Bytes => "{bytes}/{total_bytes}",
+        Unit::Files => "{human_pos}/{human_len} files",
+        Unit::Documents => "{human_pos}/{human_len}",
+    };
+    let template = format!("{{bar:30}} {position}  {{msg}}  {{eta}} left");
+    bar.set_style(ProgressStyle::with_template(&template).expect("the template is valid"));
+    Ok(bar)
+}
+
+fn show(bar: &ProgressBar, progress: &LoadProgress) {
+    if bar.is_hidden() {
+        return;
+    }
+    let seconds = bar.elapsed().as_secs_f64();
+    let bytes = progress.bytes.load(Ordering::Relaxed);
+    let rate = progress.documents.load(Ordering::Relaxed) as f64 / seconds.max(0.001);
+    let megabytes = megabytes_per_second(bytes, seconds);
+    bar.set_message(format!("{} documents/s  {megabytes:.1} MB/s", HumanCount(rate as u64)));
+    bar.set_position(progress.units.load(Ordering::Relaxed));
+}
+
+fn name_skipped(report: &LoadReport) {
+    for skipped in &report.skipped {
+        eprintln!("skipped {}: {}", skipped.name, skipped.reason);
+    }
+    let unnamed = report.skipped_count - report.skipped.len() as u64;
+    if unnamed > 0 {
+        eprintln!("skipped {unnamed} more");
+    }
+}
+
+fn report_json(report: &LoadReport, persisted: Option<Duration>) -> serde_json::Value {
+    let seconds = report.elapsed.as_secs_f64();
+    let bytes = report.key_bytes + report.value_bytes;
+    let skipped: Vec<_> = report
+        .skipped
+        .iter()
+        .map(|skipped| json!({ "name": skipped.name, "reason": skipped.reason.to_string() }))
+        .collect();
+    json!({
+        "documents": report.documents,
+        "key_bytes": report.key_bytes,
+        "value_bytes": report.value_bytes,
+        "seconds": seconds,
+        "documents_per_second": report.documents as f64 / seconds.max(1e-9),
+        "megabytes_per_second": megabytes_per_second(bytes, seconds),
+        "retries": report.retries,
+        "skipped_count": report.skipped_count,
+        "skipped": skipped,
+        "persist_seconds": persisted.map(|time| time.as_secs_f64()),
+    })
+}
+
+fn print_text(report: &LoadReport, persisted: Option<Duration>) -> Result<(), Failure> {
+    let seconds = report.elapsed.as_secs_f64();
+    let bytes = report.key_bytes + report.value_bytes;
+    let rate = (report.documents as f64 / seconds.max(1e-9)) as u64;
+    let megabytes = megabytes_per_second(bytes, seconds);
+    print(|out| {
+        writeln!(
+            out,
+            "loaded {} documents, {} ({} keys, {} values) in {seconds:.2} s",
+            HumanCount(report.documents),
+            human_bytes(bytes),
+            human_bytes(report.key_bytes),
+            human_bytes(report.value_bytes),
+        )?;
+        writeln!(out, "{} documents/s, {megabytes:.1} MB/s, {} retries", HumanCount(rate), report.retries)?;
+        if report.skipped_count > 0 {
+            writeln!(out, "skipped {}", HumanCount(report.skipped_count))?;
+        }
+        match persisted {
+            Some(time) => writeln!(out, "persisted {:.2} s later", time.as_secs_f64()),
+            None => Ok(()),
+        }
+    })
+}

@@ -1,0 +1,47 @@
+//! ringctl as the shell sees it: arguments, exit codes, standard output and error.
+
+mod command_line;
+mod users;
+
+use std::io::Write;
+use std::process::{Command, Stdio};
+
+/// How a run of ringctl ended.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    pub(crate) code: i32,
+    pub(crate) out: String,
+    pub(crate) err: String,
+}
+
+/// Runs ringctl with these words and this standard input.
+pub(crate) fn ringctl_with_input(words: &[&str], input: &str) -> Outcome {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_ringctl"))
+        .args(words)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("ringctl was built");
+    let _unread = child.stdin.take().expect("it is piped").write_all(input.as_bytes());
+    let output = child.wait_with_output().expect("its pipes can be read");
+    Outcome {
+        code: output.status.code().expect("not killed by a signal"),
+        out: utf8(output.stdout),
+        err: utf8(output.stderr),
+    }
+}
+
+pub(crate) fn ringctl(words: &[&str]) -> Outcome {
+    ringctl_with_input(words, "")
+}
+
+/// An address on which nobody listens.
+pub(crate) fn unused_address() -> String {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
+    listener.local_addr().expect("a bound listener has an address").to_string()
+}
+
+fn utf8(bytes: Vec<u8>) -> String {
+    String::from_utf8(bytes).expect("ringctl writes UTF-8")
+}

@@ -9,12 +9,14 @@
 //! Does not know: what runs on a core.
 
 use std::fmt;
-use std::future::Future;
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
+use std::task::Poll;
 use std::time::Duration;
 
 use glommio::{ExecutorJoinHandle, GlommioError, Latency, LocalExecutorBuilder, Placement, Shares};
 
-use super::host::{self, panic_text};
+use super::host::panic_text;
 use super::pulse;
 
 /// Least `RLIMIT_MEMLOCK` with which an executor starts, in bytes.
@@ -136,13 +138,22 @@ where
         .preempt_timer(START_PREEMPT)
         .spin_before_park(settings.spin_before_park)
         .spawn(move || async move {
+            // The pulse beats before there is a preempt timer that could lose a wake-up.
+            let mut pulse = pin!(pulse::beat());
+            poll_fn(|cx| {
+                let _ = pulse.as_mut().poll(cx);
+                Poll::Ready(())
+            })
+            .await;
             let executor = glommio::executor();
             let queue = executor.create_task_queue(Shares::default(), Latency::Matters(preempt), "core");
-            let task = async move {
-                host::spawn("pulse", pulse::beat());
-                body().await
-            };
-            glommio::spawn_local_into(task, queue).expect("the queue was just made").await
+            let task = async move { body().await };
+            let mut task = glommio::spawn_local_into(task, queue).expect("the queue was just made");
+            poll_fn(|cx| {
+                let _ = pulse.as_mut().poll(cx);
+                Pin::new(&mut task).poll(cx)
+            })
+            .await
         })
         .map_err(|error| start_error(core, cpu, error))?;
     Ok(CoreThread { core, cpu, handle })
@@ -165,6 +176,11 @@ fn start_error(core: CoreId, cpu: usize, error: GlommioError<()>) -> StartError 
         }
         GlommioError::BuilderError(glommio::BuilderErrorKind::ThreadPanic(panic)) => {
             StartError::Panicked { core, text: panic_text(&*panic).to_owned() }
+        }
+        // What the reactor meets arrives as an I/O error with this text in it.
+        other if other.to_string().contains("MemLockLimit") => {
+            let limit = rustix::process::getrlimit(rustix::process::Resource::Memlock).current;
+            StartError::Memlock { core, found_bytes: limit.unwrap_or(u64::MAX) }
         }
         other => StartError::Executor { core, cpu, text: other.to_string() },
     }

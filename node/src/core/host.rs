@@ -166,7 +166,7 @@ mod tests {
             });
             let started = Instant::now();
             while !fired.get() {
-                assert!(started.elapsed() < Duration::from_secs(10), "the timer never fired");
+                assert!(started.elapsed() < Duration::from_secs(60), "the timer never fired");
                 relax().await;
             }
         });

@@ -146,7 +146,7 @@ impl TestNode {
                     let net = Net::start(core, bound, service, settings, admission);
                     stop.waiter().unwrap().wait().await.unwrap();
                     net.stop_accepting().await;
-                    net.close_all(Duration::from_secs(2)).await;
+                    net.close_all(Duration::from_secs(20)).await;
                 };
                 start(core, cpu, &CoreSettings::default(), body).unwrap()
             })
@@ -156,7 +156,7 @@ impl TestNode {
 
     fn connect(&self) -> TcpStream {
         let stream = TcpStream::connect(self.address).unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         stream.set_nodelay(true).unwrap();
         stream
     }
@@ -177,7 +177,7 @@ impl TestNode {
     fn wait_disconnected(&self, count: usize) -> Duration {
         let started = Instant::now();
         while self.seen.disconnected.load(Ordering::SeqCst) < count {
-            assert!(started.elapsed() < Duration::from_secs(20), "the disconnect was never noticed");
+            assert!(started.elapsed() < Duration::from_secs(60), "the disconnect was never noticed");
             std::thread::sleep(Duration::from_millis(1));
         }
         started.elapsed()
@@ -211,6 +211,18 @@ fn read_frames(stream: &mut TcpStream, count: usize) -> Vec<(u32, usize)> {
         }
     }
     frames
+}
+
+/// Waits until a counter has moved and then not for half a second.
+fn when_stable(counter: &AtomicUsize) -> usize {
+    let mut before = 0;
+    loop {
+        std::thread::sleep(Duration::from_millis(500));
+        match counter.load(Ordering::SeqCst) {
+            now if now > 0 && now == before => return now,
+            now => before = now,
+        }
+    }
 }
 
 fn on_one_and_two_cores(test: impl Fn(usize)) {
@@ -259,17 +271,18 @@ fn answers_that_are_ready_out_of_order_leave_in_request_order() {
             bytes.extend(request(Opcode::GET, opaque, ms.as_bytes(), b""));
             bytes.extend(request(Opcode::NOOP, 1000 + opaque, b"", b""));
         }
-        let started = Instant::now();
         stream.write_all(&bytes).unwrap();
-        let frames = read_frames(&mut stream, 100);
+        let mut frames = read_frames(&mut stream, 1);
+        assert_eq!(node.seen.executed.load(Ordering::SeqCst), 100, "they waited for each other");
+        let left = 100 - frames.len();
+        frames.extend(read_frames(&mut stream, left));
         let expected = (0..50).flat_map(|opaque| [(opaque, 4), (1000 + opaque, 0)]);
         assert!(frames.into_iter().eq(expected));
-        assert!(started.elapsed() < Duration::from_millis(50 * 51 / 2), "they waited for each other");
         node.stop();
     });
 }
 
-/// The first SET executes only after both GETs are answered; the APPEND after it, and nothing beside it.
+/// Each of the first three takes 30 ms; together they take three times that.
 #[test]
 fn request_that_must_run_alone_waits_and_makes_others_wait() {
     let node = TestNode::start(1, &NetSettings::default(), true);
@@ -280,13 +293,11 @@ fn request_that_must_run_alone_waits_and_makes_others_wait() {
         request(Opcode::APPEND, 3, b"30", b""),
         request(Opcode::NOOP, 4, b"", b""),
     ];
-    stream.write_all(&requests.concat()).unwrap();
-    std::thread::sleep(Duration::from_millis(15));
-    assert_eq!(node.seen.executed.load(Ordering::SeqCst), 1);
     let started = Instant::now();
+    stream.write_all(&requests.concat()).unwrap();
     let frames = read_frames(&mut stream, 4);
     assert_eq!(frames, [(1, 4), (2, 4), (3, 4), (4, 0)]);
-    assert!(started.elapsed() > Duration::from_millis(60), "they ran at the same time");
+    assert!(started.elapsed() >= Duration::from_millis(90), "they ran at the same time");
     node.stop();
 }
 
@@ -303,10 +314,7 @@ fn peer_that_never_reads_is_not_served_further_and_goes_on_when_it_reads() {
             sending.write_all(&request(Opcode::NOOP, opaque, b"", b"")).unwrap();
         }
     });
-    std::thread::sleep(Duration::from_millis(500));
-    let executed = node.seen.executed.load(Ordering::SeqCst);
-    std::thread::sleep(Duration::from_millis(200));
-    assert_eq!(node.seen.executed.load(Ordering::SeqCst), executed, "it went on although nobody reads");
+    let executed = when_stable(&node.seen.executed);
     assert!(executed < 2 * COUNT as usize, "the kernel took all answers");
     let held = node.seen.unsent_bytes_max.load(Ordering::SeqCst);
     assert!(held <= settings.unsent_bytes_max + 1024 + 24, "{held} bytes held");
@@ -322,10 +330,7 @@ fn streams_keep_two_buffers_in_flight_to_a_peer_that_never_reads() {
     let node = TestNode::start(1, &NetSettings::default(), true);
     let mut stream = node.connect();
     stream.write_all(&request(Opcode::RANGE_SCAN_CONTINUE, 1, b"", b"100 1000000")).unwrap();
-    std::thread::sleep(Duration::from_millis(300));
-    let pushed = node.seen.pushed.load(Ordering::SeqCst);
-    std::thread::sleep(Duration::from_millis(200));
-    assert_eq!(node.seen.pushed.load(Ordering::SeqCst), pushed);
+    let pushed = when_stable(&node.seen.pushed);
     assert!(pushed < 20, "{pushed} buffers of 1 MB were taken from the stream");
     let frames = read_frames(&mut stream, 101);
     assert_eq!(frames.len(), 101);
@@ -377,7 +382,7 @@ fn disconnect_is_noticed_promptly_while_streaming() {
                 assert_eq!(node.seen.disconnected.load(Ordering::SeqCst), 0);
                 drop(stream);
                 let took = node.wait_disconnected(1);
-                assert!(took < Duration::from_secs(2), "noticed after {took:?}");
+                assert!(took < Duration::from_secs(10), "noticed after {took:?}");
                 node.stop();
             }
         }
@@ -392,7 +397,7 @@ fn closing_one_side_while_streaming_counts_as_disconnect() {
     read_frames(&mut stream, 2);
     stream.shutdown(Shutdown::Write).unwrap();
     let took = node.wait_disconnected(1);
-    assert!(took < Duration::from_secs(2), "noticed after {took:?}");
+    assert!(took < Duration::from_secs(10), "noticed after {took:?}");
     node.stop();
 }
 
@@ -473,14 +478,14 @@ fn unauthenticated_connection_is_limited_in_frame_size_until_it_authenticates() 
 
 #[test]
 fn connection_that_does_not_authenticate_in_time_is_closed() {
-    let settings = NetSettings { handshake_timeout: Duration::from_millis(100), ..NetSettings::default() };
+    let settings = NetSettings { handshake_timeout: Duration::from_secs(3), ..NetSettings::default() };
     let node = TestNode::start(1, &settings, false);
     let (mut silent, mut good) = (node.connect(), node.connect());
     good.write_all(&request(Opcode::HELLO, 1, b"", b"")).unwrap();
     let mut rest = Vec::new();
     silent.read_to_end(&mut rest).unwrap();
     assert!(rest.is_empty());
-    std::thread::sleep(Duration::from_millis(150));
+    std::thread::sleep(Duration::from_millis(500));
     good.write_all(&request(Opcode::NOOP, 2, b"", b"")).unwrap();
     assert_eq!(read_frames(&mut good, 2), [(1, 0), (2, 0)]);
     drop(good);
@@ -507,7 +512,7 @@ fn connections_over_the_limit_are_closed_at_once_and_places_come_back() {
     node.wait_disconnected(10);
     let started = Instant::now();
     while node.admission.connections() > 0 {
-        assert!(started.elapsed() < Duration::from_secs(10), "places did not come back");
+        assert!(started.elapsed() < Duration::from_secs(60), "places did not come back");
         std::thread::sleep(Duration::from_millis(5));
     }
     let mut stream = node.connect();
@@ -521,8 +526,10 @@ fn connections_over_the_limit_are_closed_at_once_and_places_come_back() {
 fn stopping_node_sends_what_it_owes_and_closes() {
     let node = TestNode::start(2, &NetSettings::default(), true);
     let mut stream = node.connect();
-    stream.write_all(&request(Opcode::GET, 1, b"100", b"")).unwrap();
-    std::thread::sleep(Duration::from_millis(20));
+    stream.write_all(&request(Opcode::GET, 1, b"500", b"")).unwrap();
+    while node.seen.executed.load(Ordering::SeqCst) == 0 {
+        std::thread::sleep(Duration::from_millis(1));
+    }
     let reader = std::thread::spawn(move || read_frames(&mut stream, usize::MAX));
     node.stop();
     assert_eq!(reader.join().unwrap(), [(1, 4)]);

@@ -21,6 +21,7 @@ use ringbase_storage::vbstore::VbStore;
 use super::expiry;
 use super::settings::{BucketSettings, SettingsError};
 use super::tally::Tally;
+use crate::range_scan::{ActiveVbuckets, VbAddress};
 
 /// Why the buckets of a core cannot be served.
 #[derive(Debug, thiserror::Error)]
@@ -197,5 +198,11 @@ impl Engine {
     #[inline]
     pub fn vbucket(&self, bucket: BucketId, vb: VbId) -> Option<&Rc<VbStore>> {
         self.bucket(bucket)?.vbucket(vb)
+    }
+}
+
+impl ActiveVbuckets for Engine {
+    fn active(&self, at: VbAddress) -> Option<Rc<VbStore>> {
+        self.vbucket(at.bucket, at.vb).cloned()
     }
 }

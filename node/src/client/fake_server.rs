@@ -1,6 +1,8 @@
 //! A node's half of the conversation for the tests of this client: a listener, a thread, and a script.
 //!
 //! The script gets every request after the bootstrap and answers what it likes, as bytes.
+//!
+//! Does not know: what a real node would answer.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};

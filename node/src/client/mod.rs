@@ -1,7 +1,7 @@
 //! The blocking client: what tools, benchmarks and the demo talk to a node with.
 //!
 //! Bottom up: [`error`], the receive buffer, [`connection`] (one thing at a time), [`operations`], [`pipeline`] (many things at a time), [`records`] and [`scan`] (range scans), [`scan_queue`] (one
-//! after the other without a pause), [`scan_all`] (all vbuckets over several connections), [`source`] and [`load`] (documents from files into a node).
+//! after the other without a pause), [`mod@scan_all`] (all vbuckets over several connections), [`source`] and [`mod@load`] (documents from files into a node).
 //!
 //! Invariants
 //! - Of this crate only `protocol` and `auth::client` are used: what works with this client works over the wire.

@@ -1,6 +1,6 @@
 //! The records of a range scan as a stream: walked where they arrive, without waiting for a whole response.
 //!
-//! [`RecordWalk`] is told how many bytes the value of a response has and is then given its bytes piece by
+//! `RecordWalk` is told how many bytes the value of a response has and is then given its bytes piece by
 //! piece; records that are complete go to the caller, a torn one waits for more.
 //!
 //! Invariants

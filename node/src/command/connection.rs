@@ -6,7 +6,6 @@ use super::data::Outcome;
 use super::request::Request;
 use super::respond::Responder;
 use super::session::Session;
-use crate::auth::Role;
 use crate::protocol::hello::Agent;
 use crate::protocol::{Feature, Features, Opcode, Status, error_map as map};
 
@@ -89,7 +88,7 @@ pub(super) fn version(session: &Session, responder: &Responder, out: &mut Vec<u8
 /// Accepted and without effect: what is logged is decided at start.
 pub(super) fn verbosity(session: &Session, responder: &Responder, out: &mut Vec<u8>) -> Outcome {
     let env = &session.shared.env;
-    if !session.identity().is_some_and(|identity| identity.role >= Role::Admin) {
+    if !session.identity().is_some_and(|identity| identity.role.may_administer()) {
         return responder.fail(env, Status::EACCESS, out);
     }
     responder.success(env).encode(out);

@@ -5,7 +5,7 @@
 //! the key, else when the disk has answered. Statistics are gathered from every core ([`stat`]).
 //!
 //! Bottom up: [`catalog`] (what all cores know of the node), [`request`], [`respond`], [`session`], the families
-//! [`connection`], [`sasl`], [`cluster`], [`collections`], [`param`], [`data`], [`stat`], and [`accept`] above them.
+//! `connection`, `sasl`, `cluster`, `collections`, `data`, [`stat`], and `accept` above them.
 //!
 //! Invariants
 //! - A frame is appended to the output whole or not at all.
@@ -30,6 +30,8 @@ pub mod stat;
 
 #[cfg(test)]
 mod rig;
+#[cfg(test)]
+mod tests;
 
 pub use accept::{Closing, Next, must_run_alone};
 pub use catalog::{Catalog, CatalogBucket, CatalogOptions};

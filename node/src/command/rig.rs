@@ -19,7 +19,7 @@ use super::session::Shared;
 use super::{
     Catalog, CatalogOptions, ConnectionId, Next, Outcome, Reply, Session, StatSource, execute, stat,
 };
-use crate::auth::Users;
+use crate::auth::{Role, User, Users};
 use crate::bucket::Engine;
 use crate::protocol::cluster_map::NodePorts;
 use crate::protocol::extras::ConfigVersion;
@@ -39,6 +39,16 @@ pub(super) struct RigOptions {
     pub(super) resident_bytes_max: usize,
     pub(super) settings: &'static str,
     pub(super) wal_segments: u32,
+}
+
+/// `admin`, `writer` and `reader`, whose password is `password`.
+fn users() -> Users {
+    let mut users = Users::empty(&mut |bytes| bytes.fill(7));
+    for (name, role) in [("admin", Role::Admin), ("writer", Role::ReadWrite), ("reader", Role::ReadOnly)] {
+        let user = User::new(role, b"password", 1, &mut |bytes| bytes.fill(9)).unwrap();
+        users.add(name, user).unwrap();
+    }
+    users
 }
 
 impl Default for RigOptions {
@@ -190,7 +200,7 @@ impl Rig {
                 vbucket_count: VBUCKETS,
                 ports: NodePorts { kv: 11210, mgmt: Some(8091) },
                 map_version: ConfigVersion { epoch: 1, rev: 5 },
-                users: Users::development(&mut |bytes| bytes.fill(7)),
+                users: users(),
                 open_bucket: options.open.then(|| "default".to_owned()),
                 version: "0.1.0".to_owned(),
                 started_at: 1_767_225_600,
@@ -226,6 +236,12 @@ impl Rig {
         if features.contains(&Feature::SelectBucket) {
             self.ask(Request::new(Opcode::SELECT_BUCKET).key(b"default"));
         }
+    }
+
+    /// Authenticates in the clear.
+    pub(super) fn login(&mut self, user: &str, password: &str) -> Status {
+        let challenge = format!("\0{user}\0{password}");
+        self.status(Request::new(Opcode::SASL_AUTH).key(b"PLAIN").value(challenge.as_bytes()))
     }
 
     /// Sends a request and waits for its answer.
@@ -274,6 +290,7 @@ impl Rig {
                 outcome = execute(&self.engine, &self.session.view(), &request, &mut out, &mut defer);
             }
             Next::RangeScan(_) => panic!("no range scans here"),
+            Next::SetParam(change) => change.responder.success(&self.sim.env()).encode(&mut out),
             Next::Stat(job) => {
                 let sources: [&dyn StatSource; 1] = [&self.engine];
                 let part = stat::collect(&job.query, &sources);

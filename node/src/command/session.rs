@@ -22,10 +22,7 @@ use crate::protocol::extras::ConfigVersion;
 use crate::protocol::frame::FrameLimits;
 use crate::protocol::hello::Agent;
 use crate::protocol::{ConnectionState, Features};
-
-/// A connection of this process, numbered from start; never reused.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ConnectionId(pub u64);
+pub use crate::range_scan::ConnectionId;
 
 /// What travels of a session with each request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

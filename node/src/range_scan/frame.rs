@@ -84,7 +84,6 @@ impl ScanFrame {
     }
 
     /// The whole response in one piece, as it goes to the wire. A failure has an empty body.
-    #[must_use]
     pub fn encode(&mut self, opaque: u32, framing: ResponseFraming) -> &[u8] {
         let extras = self.kind.encode();
         let has_extras =

@@ -10,8 +10,6 @@ use crate::command::stat::{self, StatGroup, Unit};
 use crate::command::{ParamChange, StatJob, StatPart, StatQuery, StatSource};
 use crate::net::Ticket;
 use crate::protocol::{Opcode, Refusal};
-use crate::range_scan::RangeScans;
-use crate::telemetry::CoreTimings;
 
 /// What a refused parameter is told; the log says more.
 const SETTING_REFUSED: &str = "Unknown parameter, or its value is out of range";
@@ -23,40 +21,6 @@ pub(super) struct Gathering {
     missing: usize,
     ticket: Ticket,
     received_ns: u64,
-}
-
-impl StatSource for RangeScans {
-    fn collect(&self, query: &StatQuery, part: &mut StatPart) {
-        match query.group {
-            StatGroup::RangeScans => {
-                let Some(bucket) = query.bucket else { return };
-                self.stats(bucket, query.vbucket, &mut |name, value| part.text(name.to_owned(), value));
-            }
-            StatGroup::Timings => {
-                for (name, recorder) in self.metrics().recorders() {
-                    match name.strip_suffix("_ns") {
-                        Some(name) => part.histogram(name, &recorder.histogram(), Unit::MicrosOfNanos),
-                        None => part.histogram(name, &recorder.histogram(), Unit::AsRecorded),
-                    }
-                }
-            }
-            _ => {}
-        }
-    }
-}
-
-impl StatSource for CoreTimings {
-    fn collect(&self, query: &StatQuery, part: &mut StatPart) {
-        if query.group == StatGroup::Timings {
-            for named in self.snapshot() {
-                part.histogram(named.name, &named.histogram, Unit::MicrosOfNanos);
-            }
-        }
-    }
-
-    fn reset(&self) {
-        CoreTimings::reset(self);
-    }
 }
 
 /// The storage ring of a core.

@@ -353,7 +353,7 @@ fn counters_wrap_upwards_stop_downwards_and_are_created_on_demand() {
 #[test]
 fn the_server_finds_out_itself_what_is_json_and_shows_it_if_negotiated() {
     let mut rig = Rig::new();
-    let mut datatype = |rig: &mut Rig, request: Request<'_>| {
+    let datatype = |rig: &mut Rig, request: Request<'_>| {
         assert_eq!(rig.status(request), Status::SUCCESS);
         rig.ask(get(KEY)).one().datatype
     };

@@ -62,7 +62,7 @@ fn general(engine: &Engine, query: &StatQuery, part: &mut StatPart) {
     // The cache belongs to the core, all its shards show the same one.
     if let Some(shard) = engine.shards().first() {
         let cache = shard.stats().cache;
-        part.sum("block_cache_bytes", cache.bytes as u64);
+        part.sum("block_cache_bytes", cache.bytes);
         part.sum("block_cache_hits", cache.hits);
         part.sum("block_cache_misses", cache.misses);
     }

@@ -8,8 +8,8 @@
 //! | (empty) | | node, counters of the selected bucket, sums over its vbuckets, shards |
 //! | `uuid` | | the bucket |
 //! | `vbucket-details`, `vbucket-seqno`, `failovers` | vbucket | vbuckets |
-//! | `timings` | | commits and flushes of the shards |
-//! | `range-scans` | vbucket | none; the range scans add theirs |
+//! | `timings` | | commits and flushes of the shards, range scans, requests by opcode |
+//! | `range-scans` | vbucket | range scans |
 //! | `reset` | | sets counters to 0 |
 //!
 //! Invariants
@@ -22,6 +22,7 @@
 
 mod engine;
 mod histogram;
+mod others;
 mod part;
 
 pub use histogram::{HistogramStat, Unit};

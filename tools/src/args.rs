@@ -57,7 +57,7 @@ pub(crate) struct GlobalArgs {
     /// Read the password from the first line of standard input
     #[arg(long, global = true)]
     pub(crate) password_stdin: bool,
-    /// Bucket to work on [default: default]
+    /// Bucket to work on [default: "default" with --user, else the node's choice]
     #[arg(long, global = true, value_name = "NAME")]
     pub(crate) bucket: Option<String>,
     /// Longest wait for an answer, in seconds

@@ -56,7 +56,7 @@ pub struct ConnectOptions {
     pub address: String,
     /// Who connects; without, the node decides what a stranger may do.
     pub credentials: Option<Credentials>,
-    /// The bucket to select. Without: [`DEFAULT_BUCKET`], if the connection may.
+    /// The bucket to select. Without: [`DEFAULT_BUCKET`] after authentication, else the node's choice.
     pub bucket: Option<String>,
     /// What HELLO asks for.
     pub features: Features,
@@ -67,14 +67,9 @@ pub struct ConnectOptions {
 }
 
 impl ConnectOptions {
-    /// The features that this client makes use of.
-    pub const FEATURES: Features = Features::of(&[
-        Feature::TcpNoDelay,
-        Feature::MutationSeqno,
-        Feature::Xerror,
-        Feature::SelectBucket,
-        Feature::Json,
-    ]);
+    /// The features that this client makes use of; SELECT_BUCKET comes with a bucket.
+    pub const FEATURES: Features =
+        Features::of(&[Feature::TcpNoDelay, Feature::MutationSeqno, Feature::Xerror, Feature::Json]);
 
     /// A connection to `address` (`HOST:PORT`) with all else as usual.
     #[must_use]
@@ -126,16 +121,23 @@ impl Connection {
     /// # Errors
     /// Every way in which one of these steps can fail has a variant of its own.
     pub fn open(options: &ConnectOptions) -> Result<Connection, ClientError> {
+        let bucket = match (&options.bucket, &options.credentials) {
+            (Some(bucket), _) => Some(bucket.as_str()),
+            (None, Some(_)) => Some(DEFAULT_BUCKET),
+            (None, None) => None,
+        };
+        let features = match bucket {
+            Some(_) => options.features.with(Feature::SelectBucket),
+            // A node leaves those in the bucket of its choice who do not speak of selecting one.
+            None => options.features.without(Feature::SelectBucket),
+        };
         let mut connection = Connection::connect(options)?;
-        connection.hello(options)?;
+        connection.hello(&options.agent, features)?;
         if let Some(credentials) = &options.credentials {
             sasl::authenticate(&mut connection, credentials)?;
         }
-        let chosen = options.bucket.is_some() || options.credentials.is_some();
-        match connection.select_bucket(options.bucket.as_deref().unwrap_or(DEFAULT_BUCKET)) {
-            // A node may have no such bucket, or want to know first who asks; what needs a bucket says so then.
-            Err(ClientError::NoBucket { .. } | ClientError::Refused { .. }) if !chosen => {}
-            selected => selected?,
+        if let Some(bucket) = bucket {
+            connection.select_bucket(bucket)?;
         }
         Ok(connection)
     }
@@ -197,9 +199,9 @@ impl Connection {
         })
     }
 
-    fn hello(&mut self, options: &ConnectOptions) -> Result<(), ClientError> {
-        let agent = Agent { name: options.agent.clone(), connection_id: None }.encode();
-        let wanted = options.features.encode();
+    fn hello(&mut self, agent: &str, features: Features) -> Result<(), ClientError> {
+        let agent = Agent { name: agent.to_owned(), connection_id: None }.encode();
+        let wanted = features.encode();
         let request = Request::new(Opcode::HELLO).key(&agent).value(&wanted);
         let granted = self.call(request, |frame| Features::decode(frame.value))?;
         self.features = granted.map_err(|refusal| unexpected(Opcode::HELLO, refusal.context))?;

@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use indicatif::{HumanCount, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use ringbase::client::load::SKIPPED_NAMES_MAX;
 use ringbase::client::source::{SourceError, Unit};
 use ringbase::client::{Connection, LoadOptions, LoadProgress, LoadReport, PipelineOptions, Source, load};
 use serde_json::json;
@@ -18,6 +19,9 @@ use crate::output::{human_bytes, megabytes_per_second, print, print_json};
 
 /// How often the progress bar moves.
 const TICK: Duration = Duration::from_millis(100);
+
+/// Skipped documents that are named on standard error.
+const NAMES_SHOWN: usize = 20;
 
 /// How long `--wait-persisted` waits.
 const PERSIST_PATIENCE: Duration = Duration::from_secs(600);
@@ -55,11 +59,20 @@ pub(crate) fn run(global: &GlobalArgs, args: &LoadArgs) -> Result<(), Failure> {
 
     let persisting = Instant::now();
     if args.wait_persisted {
+        if report.documents > 0 && report.tokens.is_empty() {
+            return Err(Failure::other(
+                "cannot wait until it is persisted",
+                "the node sends no mutation tokens",
+            ));
+        }
         Connection::open(&connect)?.wait_persisted(&report.tokens, PERSIST_PATIENCE)?;
     }
     let persisted = args.wait_persisted.then(|| persisting.elapsed());
+    if global.json {
+        return print_json(&report_json(&report, persisted));
+    }
     name_skipped(&report);
-    if global.json { print_json(&report_json(&report, persisted)) } else { print_text(&report, persisted) }
+    print_text(&report, persisted)
 }
 
 fn progress_bar(source: &Source) -> Result<ProgressBar, SourceError> {
@@ -91,12 +104,12 @@ fn show(bar: &ProgressBar, progress: &LoadProgress) {
 }
 
 fn name_skipped(report: &LoadReport) {
-    for skipped in &report.skipped {
+    for skipped in report.skipped.iter().take(NAMES_SHOWN) {
         eprintln!("skipped {}: {}", skipped.name, skipped.reason);
     }
-    let unnamed = report.skipped_count - report.skipped.len() as u64;
+    let unnamed = report.skipped_count.saturating_sub(NAMES_SHOWN as u64);
     if unnamed > 0 {
-        eprintln!("skipped {unnamed} more");
+        eprintln!("skipped {} more; --json names the first {SKIPPED_NAMES_MAX}", HumanCount(unnamed));
     }
 }
 

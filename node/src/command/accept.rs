@@ -12,10 +12,10 @@
 //! Does not know: sockets, which core owns a vbucket, what data commands do.
 
 use super::data::{Operation, Outcome};
+use super::param::ParamChange;
 use super::request::Request;
 use super::respond::Responder;
 use super::session::Session;
-use super::param::ParamChange;
 use super::stat::StatJob;
 use super::{cluster, collections, connection, param, sasl, stat};
 use crate::auth::Role;

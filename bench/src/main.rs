@@ -1,2 +1,72 @@
-//! ringbench: load generators and benchmarks.
-fn main() {}
+//! `ringbench`: measures a node from outside, and the storage ring by itself.
+//!
+//! Bottom up: [`error`], [`process`], [`recorder`], [`node`] (the node under test), [`workload`], the ceilings [`loopback`] and [`disk`],
+//! [`latency`], [`machine`], [`report`], [`plot`], and the commands in [`cmd`].
+//!
+//! Does not know: server code; what it measures goes over TCP, and through `ringbase_storage::io` for the ring.
+
+mod error;
+mod process;
+mod recorder;
+
+mod node;
+mod workload;
+
+mod disk;
+mod latency;
+mod loopback;
+
+mod machine;
+mod plot;
+mod report;
+
+mod cmd;
+
+use std::error::Error;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use error::BenchError;
+
+/// Measures Ringbase.
+#[derive(Debug, Parser)]
+#[command(version, about, long_about = None)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Range scans of a node of its own against the buffer size, beside what loopback and device can do.
+    ///
+    /// Example: ringbench scan --quick
+    Scan(cmd::scan::ScanArgs),
+    /// Memory of a node while many scans stand still half-way.
+    ScanMemory(cmd::scan_memory::ScanMemoryArgs),
+    /// The storage ring alone: reads and durable writes of a file at several depths.
+    Io(cmd::io::IoArgs),
+}
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().command {
+        Command::Scan(args) => cmd::scan::run(&args),
+        Command::ScanMemory(args) => cmd::scan_memory::run(&args),
+        Command::Io(args) => cmd::io::run(&args),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&error),
+    }
+}
+
+fn fail(error: &BenchError) -> ExitCode {
+    eprintln!("ringbench: {error}");
+    let mut source = error.source();
+    while let Some(cause) = source {
+        eprintln!("  because: {cause}");
+        source = cause.source();
+    }
+    ExitCode::from(if matches!(error, BenchError::Misuse(_)) { 2 } else { 1 })
+}

@@ -6,11 +6,14 @@
 //! Bottom up: [`protocol`] (bytes to messages, pure), [`telemetry`], [`auth`], [`config`], [`directory`], [`core`] (the
 //! runtime, only home of the executor), [`net`], [`range_scan`], [`bucket`],
 //! [`command`], [`service`] (where they meet), [`server`]; beside them [`client`], which knows only the protocol.
+//!
+//! Does not know: how a shard lays out its bytes (`ringbase_storage`), who measures the node (`ringbench`, `ringctl`).
 
 pub mod protocol;
 pub mod telemetry;
 
 pub mod auth;
+pub mod check;
 pub mod config;
 pub mod core;
 pub mod directory;

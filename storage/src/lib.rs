@@ -15,6 +15,7 @@ pub mod env;
 pub mod extent;
 pub mod format;
 pub mod hashtable;
+pub mod inspect;
 pub mod io;
 pub mod manifest;
 pub mod memtable;

@@ -180,6 +180,11 @@ fn invalid(field: &'static str, found: u64, rule: &'static str) -> FormatError {
     FormatError::Invalid { what: "manifest", field, found, rule }
 }
 
+/// Blocks of the area that a checkpoint of so many blocks begins.
+pub(crate) fn area_blocks(checkpoint_blocks: u64) -> u64 {
+    checkpoint_blocks.saturating_mul(2).max(AREA_BLOCKS_MIN)
+}
+
 fn encode(records: &[Record]) -> Vec<u8> {
     let mut payload = Vec::new();
     for record in records {
@@ -504,7 +509,7 @@ impl Manifest {
     async fn write_checkpoint(&self) -> Result<(), ManifestError> {
         let payload = encode(&self.state.borrow().checkpoint());
         let device = self.space.device();
-        let blocks = (2 * batch_blocks(payload.len())).max(AREA_BLOCKS_MIN) as u32;
+        let blocks = area_blocks(batch_blocks(payload.len())) as u32;
         let area = self.space.allocate(blocks).await;
         let area = area.map_err(|source| io_error(device, "allocate in", device.len_bytes(), source))?;
         let extents = Extents::fresh(self.space.clone(), vec![area]);

@@ -57,7 +57,7 @@ pub(crate) struct GlobalArgs {
     /// Read the password from the first line of standard input
     #[arg(long, global = true)]
     pub(crate) password_stdin: bool,
-    /// Bucket to work on [default: "default" with --user, else the node's choice]
+    /// Bucket to work on [default: default]
     #[arg(long, global = true, value_name = "NAME")]
     pub(crate) bucket: Option<String>,
     /// Longest wait for an answer, in seconds
@@ -92,6 +92,8 @@ pub(crate) enum Command {
     Load(LoadArgs),
     /// Scan keys or documents in key order
     RangeScan(RangeScanArgs),
+    /// Decode the files of a stopped or broken store
+    Inspect(InspectArgs),
 }
 
 #[derive(Debug, Args)]
@@ -363,6 +365,9 @@ pub(crate) struct RangeScanArgs {
     /// Bytes for each continue, 0 for no limit
     #[arg(long, value_name = "BYTES", default_value_t = 0)]
     pub(crate) bytes: u32,
+    /// Begin a vbucket only when the one before it is complete, instead of queueing its requests early
+    #[arg(long)]
+    pub(crate) one_at_a_time: bool,
     /// How long to insist when the node is too busy for another scan, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 10.0, value_parser = seconds)]
     pub(crate) patience: f64,
@@ -415,6 +420,46 @@ fn seconds(text: &str) -> Result<f64, String> {
         return Err("must be from 0.001 to 1,000,000 seconds".to_owned());
     }
     Ok(seconds)
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Reads the files as they are and never writes. Goes on behind damage and names each place; exits with 1 if
+something that was durable is damaged.
+
+Examples:
+  ringctl inspect ./data                       a summary of every shard, all blocks verified
+  ringctl inspect ./data/shard-000 --quick     one shard, indexes only
+  ringctl inspect ./data --vbucket 7 --keys    the keys of one vbucket, with their metadata"
+)]
+pub(crate) struct InspectArgs {
+    /// Data directory of a node, or the folder of one shard
+    #[arg(value_name = "DIR")]
+    pub(crate) directory: std::path::PathBuf,
+    /// Read indexes only, not the blocks they point to
+    #[arg(long)]
+    pub(crate) quick: bool,
+    /// List the changes of the manifest
+    #[arg(long)]
+    pub(crate) manifest: bool,
+    /// List the batches and records of the log
+    #[arg(long)]
+    pub(crate) wal: bool,
+    /// List the fences of runs and segments
+    #[arg(long)]
+    pub(crate) fences: bool,
+    /// List the keys of runs with their metadata
+    #[arg(long)]
+    pub(crate) keys: bool,
+    /// List documents with the beginning of their values, and death marks
+    #[arg(long)]
+    pub(crate) documents: bool,
+    /// Only this vbucket
+    #[arg(long, value_name = "NUMBER")]
+    pub(crate) vbucket: Option<u16>,
+    /// Entries of any one list
+    #[arg(long, value_name = "COUNT", default_value_t = 1000)]
+    pub(crate) limit: usize,
 }
 
 #[cfg(test)]

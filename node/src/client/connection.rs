@@ -56,7 +56,7 @@ pub struct ConnectOptions {
     pub address: String,
     /// Who connects; without, the node decides what a stranger may do.
     pub credentials: Option<Credentials>,
-    /// The bucket to select. Without: [`DEFAULT_BUCKET`] after authentication, else the node's choice.
+    /// The bucket to select. Without: [`DEFAULT_BUCKET`], if the connection may.
     pub bucket: Option<String>,
     /// What HELLO asks for.
     pub features: Features,
@@ -131,13 +131,11 @@ impl Connection {
         if let Some(credentials) = &options.credentials {
             sasl::authenticate(&mut connection, credentials)?;
         }
-        let bucket = match (&options.bucket, &options.credentials) {
-            (Some(bucket), _) => Some(bucket.as_str()),
-            (None, Some(_)) => Some(DEFAULT_BUCKET),
-            (None, None) => None,
-        };
-        if let Some(bucket) = bucket {
-            connection.select_bucket(bucket)?;
+        let chosen = options.bucket.is_some() || options.credentials.is_some();
+        match connection.select_bucket(options.bucket.as_deref().unwrap_or(DEFAULT_BUCKET)) {
+            // A node may have no such bucket, or want to know first who asks; what needs a bucket says so then.
+            Err(ClientError::NoBucket { .. } | ClientError::Refused { .. }) if !chosen => {}
+            selected => selected?,
         }
         Ok(connection)
     }

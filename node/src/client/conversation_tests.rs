@@ -14,7 +14,7 @@ use super::*;
 use crate::auth::users::os_random;
 use crate::auth::{MECHANISM_LIST, Role, SaslOutcome, SaslServer, User, Users};
 use crate::protocol::extras::{ArithmeticExtras, MutationToken, ObservedSeqno, StoreExtras};
-use crate::protocol::range_scan::{RangeScanContinue, RangeScanCreate};
+use crate::protocol::range_scan::{RangeScanContinue, RangeScanCreate, SnapshotRequirements};
 use crate::protocol::scan_records::{RecordKind, encode_key};
 use crate::protocol::{ErrorContext, Feature, Features, Opcode, Request, Response, Status, vbucket_of};
 
@@ -484,12 +484,12 @@ fn scan_frames_split_at_odd_boundaries_give_every_key_once_and_exact_counts() {
         let mut connection = Connection::open(&options).unwrap();
         let limits = ContinueLimits { items, ..ContinueLimits::default() };
         let mut keys = Vec::new();
-        let counts =
-            scan_vbucket(&mut connection, VbId(0), &key_scan(), limits, Duration::ZERO, &mut |record| {
-                keys.push(String::from_utf8(record.key().to_vec()).unwrap());
-                Ok(())
-            })
-            .unwrap();
+        let plan = ScanPlan { limits, ..ScanPlan::new(key_scan()) };
+        let counts = scan_vbucket(&mut connection, &plan, VbId(0), &mut |record| {
+            keys.push(String::from_utf8(record.key().to_vec()).unwrap());
+            Ok(())
+        })
+        .unwrap();
         let expected: Vec<String> = (0..1000).map(|n| format!("0-{n:04}")).collect();
         assert_eq!(keys, expected);
         let continues = if items == 0 { 1 } else { 1000 / u64::from(items) };
@@ -503,15 +503,15 @@ fn scan_frames_split_at_odd_boundaries_give_every_key_once_and_exact_counts() {
 
 #[test]
 fn all_vbuckets_are_scanned_once_over_several_connections_and_empty_ones_counted() {
+    for (overlap, items) in [(true, 0), (false, 0), (true, 70), (false, 70)] {
+        let limits = ContinueLimits { items, ..ContinueLimits::default() };
+        scan_four_vbuckets(ScanPlan { overlap, limits, ..ScanPlan::new(key_scan()) });
+    }
+}
+
+fn scan_four_vbuckets(plan: ScanPlan) {
     let (connect, _server) = serve(2, |peer| scanner(peer, 100, 100_000));
-    let options = ScanAllOptions {
-        connect,
-        connections: 2,
-        vbuckets: None,
-        create: key_scan(),
-        limits: ContinueLimits::default(),
-        patience: Duration::ZERO,
-    };
+    let options = ScanAllOptions { connect, connections: 2, vbuckets: None, plan };
     let seen = Mutex::new(BTreeMap::new());
     let report = scan_all(&options, |_| {
         |vbucket: VbId, _: ScanRecord<'_>| {
@@ -554,9 +554,8 @@ fn one_answer(answer: impl Fn(&Asked) -> Vec<u8> + Clone + Send + 'static) -> Cl
         peer.send_bytes(&bytes);
     });
     let mut connection = Connection::open(&options).unwrap();
-    let limits = ContinueLimits::default();
-    let error = scan_vbucket(&mut connection, VbId(2), &key_scan(), limits, Duration::ZERO, &mut |_| Ok(()));
-    let error = error.unwrap_err();
+    let plan = ScanPlan::new(key_scan());
+    let error = scan_vbucket(&mut connection, &plan, VbId(2), &mut |_| Ok(())).unwrap_err();
     if error.status().is_none() {
         assert!(connection.ping().is_err(), "a broken conversation is not continued: {error}");
     }
@@ -620,27 +619,80 @@ fn a_scan_that_the_node_ends_says_why() {
 
 #[test]
 fn a_create_is_tried_again_while_the_node_is_busy_unless_it_says_so_about_a_snapshot() {
-    let (options, _server) = serve(1, |mut peer: Peer| {
+    let script = |mut peer: Peer| {
         for status in [Status::EBUSY, Status::ETMPFAIL, Status::KEY_ENOENT] {
-            let asked = peer.next_after_bootstrap().unwrap();
+            let Some(asked) = peer.next_after_bootstrap() else { return };
             peer.send(&asked.answer(status));
         }
+    };
+    let (options, _server) = serve(1, script);
+    let mut connection = Connection::open(&options).unwrap();
+    let mut plan = ScanPlan::new(key_scan());
+    let counts = scan_vbucket(&mut connection, &plan, VbId(0), &mut |_| Ok(())).unwrap();
+    assert_eq!((counts.retries, counts.empty, counts.scans), (2, 1, 0));
+
+    let (options, _server) = serve(1, script);
+    let mut connection = Connection::open(&options).unwrap();
+    let uuid = VbUuid(1);
+    plan.create.snapshot =
+        Some(SnapshotRequirements { uuid, seqno: Seqno(1), seqno_exists: false, timeout_ms: Some(100) });
+    let error = scan_vbucket(&mut connection, &plan, VbId(0), &mut |_| Ok(())).unwrap_err();
+    assert_eq!(error.status(), Some(Status::EBUSY));
+}
+
+/// The node answers nothing about the first vbucket until the requests for the next ones are there.
+#[test]
+fn requests_for_the_next_vbuckets_are_sent_while_one_streams() {
+    let (options, _server) = serve(1, |mut peer: Peer| {
+        let mut waiting = Vec::new();
+        let mut seen = Vec::new();
+        while let Some(asked) = peer.next_after_bootstrap() {
+            let vbucket = asked.frame().vbucket().0;
+            if asked.frame().opcode() == Opcode::RANGE_SCAN_CREATE {
+                seen.push(format!("create {vbucket}"));
+                let created = asked.answer(Status::SUCCESS);
+                let mut bytes = Vec::new();
+                created.value(&[vbucket as u8; 16]).encode(&mut bytes);
+                waiting.push(bytes);
+            } else {
+                seen.push(format!("continue {vbucket}"));
+                waiting.push(keys_answer(&asked, Status::RANGE_SCAN_COMPLETE, b"\x01k"));
+            }
+            // The first two creates at once, everything else when the third create and second continue are here.
+            if seen.len() <= 2 || seen.len() >= 5 {
+                waiting.drain(..).for_each(|bytes| peer.send_bytes(&bytes));
+            }
+        }
+        let expected = [
+            "create 0",
+            "create 1",
+            "continue 0",
+            "create 2",
+            "continue 1",
+            "create 3",
+            "continue 2",
+            "continue 3",
+        ];
+        assert_eq!(seen, expected);
     });
     let mut connection = Connection::open(&options).unwrap();
-    let limits = ContinueLimits::default();
-    let patience = Duration::from_secs(5);
-    let scanned = scan_vbucket(&mut connection, VbId(0), &key_scan(), limits, patience, &mut |_| Ok(()));
-    let counts = scanned.unwrap();
-    assert_eq!((counts.retries, counts.empty, counts.scans), (2, 1, 0));
+    let mut vbuckets = (0..4).map(VbId);
+    let mut order = Vec::new();
+    let counts =
+        scan_vbuckets(&mut connection, &ScanPlan::new(key_scan()), || vbuckets.next(), &mut |vbucket, _| {
+            order.push(vbucket.0);
+            Ok(())
+        });
+    assert_eq!(counts.unwrap().records.records, 4);
+    assert_eq!(order, [0, 1, 2, 3]);
 }
 
 #[test]
 fn output_that_fails_ends_the_scan() {
     let (options, _server) = serve(1, |peer| scanner(peer, 10, 1000));
     let mut connection = Connection::open(&options).unwrap();
-    let limits = ContinueLimits::default();
     let broken = &mut |_: ScanRecord<'_>| Err(io::Error::from(io::ErrorKind::BrokenPipe));
-    let error = scan_vbucket(&mut connection, VbId(0), &key_scan(), limits, Duration::ZERO, broken);
+    let error = scan_vbucket(&mut connection, &ScanPlan::new(key_scan()), VbId(0), broken);
     assert!(matches!(error, Err(ClientError::Output(_))));
 }
 

@@ -1,6 +1,8 @@
 //! A node's half of the conversation for the tests of this client: a listener, a thread, and a script.
 //!
 //! The script gets every request after the bootstrap and answers what it likes, as bytes.
+//!
+//! Does not know: what a real node would answer.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -108,11 +110,24 @@ impl Peer {
     }
 }
 
-/// Listens on a free port and runs `script` on a thread of its own for each of `connections` connections.
+/// The threads of a fake node; dropping it waits for their end, so that what they assert counts.
+pub(super) struct Server(Option<JoinHandle<()>>);
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let thread = self.0.take().filter(|_| !std::thread::panicking());
+        if let Some(thread) = thread {
+            thread.join().expect("the script of the node has not failed");
+        }
+    }
+}
+
+/// Listens on a free port and runs `script` on a thread of its own for each of `connections` connections. What
+/// this returns must be dropped after the connections: declare it before them.
 pub(super) fn serve(
     connections: usize,
     script: impl Fn(Peer) + Clone + Send + 'static,
-) -> (ConnectOptions, JoinHandle<()>) {
+) -> (ConnectOptions, Server) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let mut options = ConnectOptions::to(listener.local_addr().unwrap().to_string());
     options.timeout = Duration::from_secs(5);
@@ -127,5 +142,5 @@ pub(super) fn serve(
             .collect();
         scripts.into_iter().for_each(|script| script.join().unwrap());
     });
-    (options, thread)
+    (options, Server(Some(thread)))
 }

@@ -1,7 +1,7 @@
 //! The blocking client: what tools, benchmarks and the demo talk to a node with.
 //!
-//! Bottom up: [`error`], the receive buffer, [`connection`] (one thing at a time), [`operations`], [`pipeline`] (many things at a time), [`records`] and [`scan`] (range scans), [`scan_all`] (all vbuckets
-//! over several connections), [`source`] and [`load`] (documents from files into a node).
+//! Bottom up: [`error`], the receive buffer, [`connection`] (one thing at a time), [`operations`], [`pipeline`] (many things at a time), [`records`] and [`scan`] (range scans), [`scan_queue`] (one
+//! after the other without a pause), [`scan_all`] (all vbuckets over several connections), [`source`] and [`load`] (documents from files into a node).
 //!
 //! Invariants
 //! - Of this crate only `protocol` and `auth::client` are used: what works with this client works over the wire.
@@ -22,6 +22,8 @@ pub mod pipeline;
 
 pub mod records;
 pub mod scan;
+pub mod scan_queue;
+
 pub mod scan_all;
 
 pub mod generate;
@@ -37,8 +39,9 @@ pub use load::{LoadError, LoadOptions, LoadProgress, LoadReport, load};
 pub use operations::{Bucket, Document, Mutated, StoreMode};
 pub use pipeline::{Completion, Pipeline, PipelineOptions};
 pub use records::{RecordCounts, ScanRecord};
-pub use scan::{ContinueLimits, Scan, ScanCounts, ScanState, scan_vbucket};
+pub use scan::{ContinueLimits, Scan, ScanCounts, ScanState};
 pub use scan_all::{ConnectionScan, ScanAllOptions, ScanReport, scan_all};
+pub use scan_queue::{ScanPlan, scan_vbucket, scan_vbuckets};
 pub use source::{Source, SourceForm};
 
 #[cfg(test)]

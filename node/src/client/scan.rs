@@ -6,15 +6,15 @@
 //!
 //! Cost: one `read` for up to 256 KiB; memory grows above that only for a single larger record.
 //!
-//! Does not know: how many vbuckets there are (`scan_all`), what is done with the records.
+//! Does not know: other scans of the connection (`scan_queue`), what is done with the records.
 
 use std::io;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ringbase_storage::types::VbId;
 
-use super::connection::{Connection, Tag, describe, refusal, unexpected};
-use super::error::{ClientError, is_temporary};
+use super::connection::{Connection, Tag, describe, refusal, refused, unexpected};
+use super::error::ClientError;
 use super::records::{RecordCounts, RecordWalk, ScanRecord, WalkError};
 use crate::protocol::range_scan::{RangeScanContinue, RangeScanCreate, ScanId};
 use crate::protocol::scan_records::RecordKind;
@@ -55,8 +55,6 @@ pub struct ScanCounts {
     pub empty: u64,
     /// Creates that were sent again because the node was busy.
     pub retries: u64,
-    /// Sum of the times between a create and its answer.
-    pub create_time: Duration,
 }
 
 impl ScanCounts {
@@ -72,7 +70,6 @@ impl ScanCounts {
         self.scans += other.scans;
         self.empty += other.empty;
         self.retries += other.retries;
-        self.create_time += other.create_time;
     }
 }
 
@@ -104,27 +101,55 @@ impl Scan {
         vbucket: VbId,
         create: &RangeScanCreate,
     ) -> Result<Option<Scan>, ClientError> {
-        let started = Instant::now();
-        let body = create.encode();
-        let request =
-            Request::new(Opcode::RANGE_SCAN_CREATE).vbucket(vbucket).datatype(Datatype::JSON).value(&body);
         let waits = create.snapshot.and_then(|snapshot| snapshot.timeout_ms);
         let usual = connection.timeout;
         if let Some(wait_ms) = waits {
             connection.set_timeout(Duration::from_millis(wait_ms).saturating_add(CREATE_GRACE))?;
         }
-        let answer = connection.call(request, |frame| ScanId::decode(frame.value));
+        let created = Scan::send_create(connection, vbucket, create)
+            .and_then(|tag| Scan::receive_create(connection, tag, vbucket, create));
         if waits.is_some() {
             connection.set_timeout(usual)?;
         }
+        created
+    }
+
+    /// The first half of [`Scan::create`].
+    pub(super) fn send_create(
+        connection: &mut Connection,
+        vbucket: VbId,
+        create: &RangeScanCreate,
+    ) -> Result<Tag, ClientError> {
+        let body = create.encode();
+        let request = Request::new(Opcode::RANGE_SCAN_CREATE);
+        connection.send(request.vbucket(vbucket).datatype(Datatype::JSON).value(&body))
+    }
+
+    /// The second half of [`Scan::create`].
+    pub(super) fn receive_create(
+        connection: &mut Connection,
+        tag: Tag,
+        vbucket: VbId,
+        create: &RangeScanCreate,
+    ) -> Result<Option<Scan>, ClientError> {
+        let answer = connection.receive_answer(tag, |frame| {
+            refused(frame)?;
+            Ok(ScanId::decode(frame.value))
+        })?;
         let id = match answer {
             Ok(id) => id.ok_or_else(|| unexpected(Opcode::RANGE_SCAN_CREATE, "no scan id of 16 bytes"))?,
             Err(ClientError::Refused { status: Status::KEY_ENOENT, .. }) => return Ok(None),
             Err(error) => return Err(error),
         };
         let kind = if create.key_only { RecordKind::Keys } else { RecordKind::Documents };
-        let counts = ScanCounts { scans: 1, create_time: started.elapsed(), ..ScanCounts::default() };
+        let counts = ScanCounts { scans: 1, ..ScanCounts::default() };
         Ok(Some(Scan { vbucket, id, walk: RecordWalk::new(kind), counts }))
+    }
+
+    /// Where it scans.
+    #[must_use]
+    pub fn vbucket(&self) -> VbId {
+        self.vbucket
     }
 
     /// The node's name for it.
@@ -150,6 +175,16 @@ impl Scan {
         limits: ContinueLimits,
         on_record: &mut impl FnMut(ScanRecord<'_>) -> io::Result<()>,
     ) -> Result<ScanState, ClientError> {
+        let tag = self.send_continue(connection, limits)?;
+        self.receive_continue(connection, tag, on_record)
+    }
+
+    /// The first half of [`Scan::advance`].
+    pub(super) fn send_continue(
+        &mut self,
+        connection: &mut Connection,
+        limits: ContinueLimits,
+    ) -> Result<Tag, ClientError> {
         let extras = RangeScanContinue {
             id: self.id,
             item_limit: limits.items,
@@ -160,6 +195,16 @@ impl Scan {
         let request = Request::new(Opcode::RANGE_SCAN_CONTINUE).vbucket(self.vbucket).extras(&extras);
         let tag = connection.send(request)?;
         self.counts.continues += 1;
+        Ok(tag)
+    }
+
+    /// The second half of [`Scan::advance`].
+    pub(super) fn receive_continue(
+        &mut self,
+        connection: &mut Connection,
+        tag: Tag,
+        on_record: &mut impl FnMut(ScanRecord<'_>) -> io::Result<()>,
+    ) -> Result<ScanState, ClientError> {
         loop {
             let Some((header, value_bytes)) = self.begin_response(connection, tag)? else { continue };
             self.stream_value(connection, value_bytes, on_record)?;
@@ -300,37 +345,4 @@ impl Scan {
     fn damaged(&self, source: super::records::RecordError) -> ClientError {
         ClientError::Record { vbucket: self.vbucket, source }
     }
-}
-
-/// Scans one vbucket from create to the end, continue after continue.
-///
-/// A create that the node refuses for the moment is tried again for up to `patience`.
-///
-/// # Errors
-/// Those of [`Scan::create`] and [`Scan::advance`].
-pub fn scan_vbucket(
-    connection: &mut Connection,
-    vbucket: VbId,
-    create: &RangeScanCreate,
-    limits: ContinueLimits,
-    patience: Duration,
-    on_record: &mut impl FnMut(ScanRecord<'_>) -> io::Result<()>,
-) -> Result<ScanCounts, ClientError> {
-    let deadline = Instant::now() + patience;
-    let mut pause = Duration::from_millis(1);
-    let mut retries = 0;
-    let mut scan = loop {
-        match Scan::create(connection, vbucket, create) {
-            Ok(Some(scan)) => break scan,
-            Ok(None) => return Ok(ScanCounts { empty: 1, retries, ..ScanCounts::default() }),
-            Err(ClientError::Refused { status, .. })
-                if is_temporary(status) && create.snapshot.is_none() && Instant::now() < deadline => {}
-            Err(error) => return Err(error),
-        }
-        retries += 1;
-        std::thread::sleep(pause);
-        pause = (pause * 2).min(Duration::from_millis(250));
-    };
-    while scan.advance(connection, limits, on_record)? == ScanState::More {}
-    Ok(ScanCounts { retries, ..scan.counts() })
 }

@@ -1,7 +1,7 @@
 //! Range scans of many vbuckets over several connections.
 //!
 //! Invariants
-//! - Every vbucket is scanned exactly once; a connection takes the next one when it is done with one.
+//! - Every vbucket is scanned exactly once; a connection claims the next one when it can begin it.
 //! - The clock starts when all connections are open.
 //!
 //! Cost: one thread per connection.
@@ -17,8 +17,8 @@ use ringbase_storage::types::VbId;
 use super::connection::{ConnectOptions, Connection};
 use super::error::ClientError;
 use super::records::ScanRecord;
-use super::scan::{ContinueLimits, ScanCounts, scan_vbucket};
-use crate::protocol::range_scan::RangeScanCreate;
+use super::scan::ScanCounts;
+use super::scan_queue::{ScanPlan, scan_vbuckets};
 
 /// What to scan and how.
 #[derive(Debug, Clone)]
@@ -29,12 +29,8 @@ pub struct ScanAllOptions {
     pub connections: usize,
     /// Which vbuckets; `None` for all that the bucket has.
     pub vbuckets: Option<Vec<VbId>>,
-    /// What part of each.
-    pub create: RangeScanCreate,
-    /// How far each continue goes.
-    pub limits: ContinueLimits,
-    /// How long to try again when the node is too busy for another scan.
-    pub patience: Duration,
+    /// What part of each, and how.
+    pub plan: ScanPlan,
 }
 
 /// What one connection has done.
@@ -60,7 +56,7 @@ pub struct ScanReport<S> {
 /// Scans the vbuckets; every record goes to the sink of the connection that received it.
 ///
 /// # Errors
-/// The first error of any connection; the others stop at the end of their current vbucket.
+/// The first error of any connection; the others stop after the vbuckets they have begun.
 pub fn scan_all<S>(
     options: &ScanAllOptions,
     make_sink: impl Fn(usize) -> S,
@@ -89,26 +85,18 @@ where
             .map(|(index, connection)| {
                 let mut sink = make_sink(index);
                 scope.spawn(move || {
-                    let mut counts = ScanCounts::default();
-                    while !stop.load(Ordering::Relaxed) {
-                        let Some(vbucket) = vbuckets.get(next.fetch_add(1, Ordering::Relaxed)) else { break };
-                        let scanned = scan_vbucket(
-                            connection,
-                            *vbucket,
-                            &options.create,
-                            options.limits,
-                            options.patience,
-                            &mut |record| sink(*vbucket, record),
-                        );
-                        match scanned {
-                            Ok(scan) => counts.add(&scan),
-                            Err(error) => {
-                                stop.store(true, Ordering::Relaxed);
-                                return Err(error);
-                            }
+                    let claim = || {
+                        let going_on = !stop.load(Ordering::Relaxed);
+                        let index = next.fetch_add(1, Ordering::Relaxed);
+                        vbuckets.get(index).copied().filter(|_| going_on)
+                    };
+                    match scan_vbuckets(connection, &options.plan, claim, &mut sink) {
+                        Ok(counts) => Ok((ConnectionScan { counts, elapsed: started.elapsed() }, sink)),
+                        Err(error) => {
+                            stop.store(true, Ordering::Relaxed);
+                            Err(error)
                         }
                     }
-                    Ok((ConnectionScan { counts, elapsed: started.elapsed() }, sink))
                 })
             })
             .collect();

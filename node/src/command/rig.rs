@@ -289,7 +289,8 @@ impl Rig {
                 let mut defer = || Box::new(SlotReply { slots: slots.clone(), index }) as Box<dyn Reply>;
                 outcome = execute(&self.engine, &self.session.view(), &request, &mut out, &mut defer);
             }
-            Next::RangeScan(_) | Next::SetParam(_) => panic!("not executed here"),
+            Next::RangeScan(_) => panic!("no range scans here"),
+            Next::SetParam(change) => change.responder.success(&self.sim.env()).encode(&mut out),
             Next::Stat(job) => {
                 let sources: [&dyn StatSource; 1] = [&self.engine];
                 let part = stat::collect(&job.query, &sources);

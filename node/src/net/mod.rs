@@ -14,6 +14,8 @@ mod limits;
 pub mod mgmt;
 mod output;
 mod reader;
+#[cfg(test)]
+mod tests;
 mod ticket;
 mod writer;
 

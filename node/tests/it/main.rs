@@ -4,4 +4,5 @@
 
 mod mutated_frames;
 mod peer_bytes;
+mod range_scan;
 mod vectors;

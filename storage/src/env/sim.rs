@@ -1,7 +1,7 @@
 //! A simulated host: one seed decides the order of tasks, the clock and every random number.
 //!
 //! [`SimExecutor`] polls ready tasks in an order drawn from its seed, on the thread that calls it. Time is virtual:
-//! it moves to the next timer or device completion when nothing is ready (and now and then before that, so that
+//! it moves to the next timer or device completion when nothing is ready (and now and then a little before that, so that
 //! completions arrive while tasks are still waiting for their turn). Dropping the executor drops every task
 //! unfinished, as the death of the process would.
 //!
@@ -33,8 +33,10 @@ use super::{Clock, Env, LocalFuture, Spawn};
 /// Wall-clock time at which every simulation starts: 2026-01-01T00:00:00Z, in nanoseconds since the Unix epoch.
 pub const WALL_START_NS: u64 = 1_767_225_600_000_000_000;
 
-/// One in this many steps serves the timeline although tasks are ready.
+/// One in this many steps serves the timeline although tasks are ready …
 const EARLY_EVENT_ODDS: u32 = 16;
+/// … if the next event is at most this far away. A busy core serves a device late, it does not sleep through minutes.
+const EARLY_EVENT_NS: u64 = 1_000_000;
 /// One in this many calls of `should_yield` says yes.
 const YIELD_ODDS: u32 = 8;
 
@@ -140,13 +142,18 @@ impl Core {
         self.events.borrow_mut().push(Reverse(Event { at_ns, sequence, action }));
     }
 
-    fn next_event(&self) -> Option<Event> {
+    /// The next event that still matters, if it is due at or before `until_ns`.
+    fn next_event(&self, until_ns: u64) -> Option<Event> {
         let mut events = self.events.borrow_mut();
         loop {
+            let next = &events.peek()?.0;
+            let is_dropped = matches!(&next.action, Action::Timer(state) if state.strong_count() == 0);
+            if !is_dropped && next.at_ns > until_ns {
+                return None;
+            }
             let event = events.pop()?.0;
-            match &event.action {
-                Action::Timer(state) if state.strong_count() == 0 => {}
-                Action::Timer(_) | Action::Call(_) => return Some(event),
+            if !is_dropped {
+                return Some(event);
             }
         }
     }
@@ -156,13 +163,14 @@ impl Core {
             return Pick::Nothing;
         }
         let ready_count = self.tasks.ready_count();
-        if (ready_count == 0 || self.odds(EARLY_EVENT_ODDS))
-            && let Some(event) = self.next_event()
+        if ready_count == 0 {
+            return self.next_event(u64::MAX).map_or(Pick::Nothing, Pick::Event);
+        }
+        let soon = self.now_ns.get().saturating_add(EARLY_EVENT_NS);
+        if self.odds(EARLY_EVENT_ODDS)
+            && let Some(event) = self.next_event(soon)
         {
             return Pick::Event(event);
-        }
-        if ready_count == 0 {
-            return Pick::Nothing;
         }
         let chosen = self.random.borrow_mut().random_range(0..ready_count);
         self.tasks.take_at(chosen).map_or(Pick::Nothing, Pick::Task)

@@ -41,6 +41,11 @@ impl Recorder {
         self.0.borrow_mut().saturating_record(value);
     }
 
+    /// Forgets all values.
+    pub fn reset(&self) {
+        self.0.borrow_mut().reset();
+    }
+
     /// The histogram so far.
     #[must_use]
     pub fn histogram(&self) -> Ref<'_, Histogram<u64>> {

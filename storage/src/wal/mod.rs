@@ -22,6 +22,7 @@ use std::io;
 use std::rc::Rc;
 
 pub use replay::{Replay, ReplayStats, replay};
+pub(crate) use replay::{follows, take_records};
 
 use crate::format::FormatError;
 use crate::format::batch::{BATCH_HEADER_BYTES, BatchHeader, Log, NO_RECORD, batch_blocks, seal_batch};

@@ -108,7 +108,7 @@ pub async fn replay(
             Ok(None) => break None,
             Err(error) => break Some(error),
         };
-        if let Err(error) = follows(&header, position, &stats, previous_crc) {
+        if let Err(error) = follows(&header, position, stats.generation, previous_crc) {
             break Some(error);
         }
         let batch = window.at(position, header.blocks() as usize * BLOCK_BYTES).await?;
@@ -156,10 +156,11 @@ pub async fn replay(
     Ok(stats)
 }
 
-fn follows(
+/// Whether a batch may stand at `position` behind one of this generation and checksum.
+pub(crate) fn follows(
     header: &BatchHeader,
     position: u64,
-    stats: &ReplayStats,
+    generation: u64,
     previous_crc: Option<u32>,
 ) -> Result<(), FormatError> {
     let mismatch = |field, expected, found| FormatError::Identity {
@@ -172,17 +173,19 @@ fn follows(
         return Err(mismatch("position", position, header.position));
     }
     let Some(previous_crc) = previous_crc else { return Ok(()) };
-    if header.generation < stats.generation {
-        return Err(mismatch("generation", stats.generation, header.generation));
+    if header.generation < generation {
+        return Err(mismatch("generation", generation, header.generation));
     }
-    let expected = if header.generation == stats.generation { previous_crc } else { 0 };
+    let expected = if header.generation == generation { previous_crc } else { 0 };
     if header.previous_crc != expected {
         return Err(mismatch("previous checksum", expected.into(), header.previous_crc.into()));
     }
     Ok(())
 }
 
-fn take_records(
+/// Hands the records that end in a batch to `visit`, with the position at which each begins; `carry` holds the beginning of one that
+/// goes on in the next batch.
+pub(crate) fn take_records(
     header: &BatchHeader,
     payload: &[u8],
     carry: &mut Vec<u8>,

@@ -12,10 +12,10 @@ use ringbase_storage::vbstore::{Found, WriteError};
 
 use crate::world::{BUCKET, Model, VBUCKETS, format_shard, new_world, open_shard, put, rng};
 
-const SECTOR: usize = 512;
+pub(crate) const SECTOR: usize = 512;
 
 /// A small store with flushed documents, overwritten and deleted ones, and others only in the log.
-fn build(seed: u64, close: bool) -> (SimDisk, Model) {
+pub(crate) fn build(seed: u64, close: bool) -> (SimDisk, Model) {
     let (sim, disk, shard, model) = new_world(seed);
     let mut random = rng(seed);
     sim.block_on(async {
@@ -48,7 +48,11 @@ fn build(seed: u64, close: bool) -> (SimDisk, Model) {
 }
 
 /// What reading everything back gives: an error somewhere is fine, another answer than the model's is not.
-async fn read_all(disk: &SimDisk, env: &ringbase_storage::env::Env, model: &Model) -> Result<(), String> {
+pub(crate) async fn read_all(
+    disk: &SimDisk,
+    env: &ringbase_storage::env::Env,
+    model: &Model,
+) -> Result<(), String> {
     let (shard, _) = open_shard(env, disk).await.map_err(|error| error.to_string())?;
     let mut failure = None;
     for vb in 0..VBUCKETS {

@@ -4,5 +4,6 @@
 mod crash;
 mod damage;
 mod device;
+mod inspect;
 mod ring;
 mod world;

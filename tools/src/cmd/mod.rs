@@ -3,6 +3,7 @@
 //! Does not know: what a command prints.
 
 mod documents;
+mod inspect;
 mod load;
 mod ping;
 mod range_scan;
@@ -36,6 +37,7 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
         Command::User(args) => user::run(&global, &args),
         Command::Load(args) => load::run(&global, &args),
         Command::RangeScan(args) => range_scan::run(&global, args),
+        Command::Inspect(args) => inspect::run(&global, &args),
     }
 }
 

@@ -10,7 +10,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use ringbase::client::{
-    ConnectionScan, ContinueLimits, RecordCounts, ScanAllOptions, ScanRecord, ScanReport, scan_all,
+    ConnectionScan, ContinueLimits, RecordCounts, ScanAllOptions, ScanPlan, ScanRecord, ScanReport, scan_all,
 };
 use ringbase::protocol::key::LOGICAL_KEY_BYTES_MAX;
 use ringbase::protocol::range_scan::{RangeScanCreate, Selection, SnapshotRequirements};
@@ -82,20 +82,21 @@ fn scan_options(global: &GlobalArgs, args: &RangeScanArgs) -> Result<ScanAllOpti
     if args.include_xattrs {
         connect.features = connect.features.with(Feature::Xattr).with(Feature::RangeScanIncludeXattr);
     }
+    let create = RangeScanCreate {
+        collection: CollectionId(args.collection),
+        key_only: args.key_only || args.print_keys,
+        include_xattrs: args.include_xattrs,
+        selection: selection(args)?,
+        snapshot,
+        name: args.name.clone(),
+    };
+    let limits = ContinueLimits { items: args.items, time_ms: args.time_ms, bytes: args.bytes };
+    let patience = Duration::from_secs_f64(args.patience);
     Ok(ScanAllOptions {
         connect,
         connections: usize::from(args.connections),
         vbuckets,
-        create: RangeScanCreate {
-            collection: CollectionId(args.collection),
-            key_only: args.key_only || args.print_keys,
-            include_xattrs: args.include_xattrs,
-            selection: selection(args)?,
-            snapshot,
-            name: args.name.clone(),
-        },
-        limits: ContinueLimits { items: args.items, time_ms: args.time_ms, bytes: args.bytes },
-        patience: Duration::from_secs_f64(args.patience),
+        plan: ScanPlan { create, limits, overlap: !args.one_at_a_time, patience },
     })
 }
 
@@ -209,7 +210,6 @@ fn report_json<S>(report: &ScanReport<S>) -> Value {
             "frames": counts.frames,
             "continues": counts.continues,
             "create_retries": counts.retries,
-            "create_seconds": counts.create_time.as_secs_f64(),
             "seconds": seconds,
             "megabytes_per_second": megabytes_per_second(counts.record_bytes, seconds),
         })

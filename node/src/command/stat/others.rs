@@ -36,6 +36,12 @@ impl StatSource for RangeScans {
             ) => {}
         }
     }
+
+    fn reset(&self) {
+        for (_, recorder) in self.metrics().recorders() {
+            recorder.reset();
+        }
+    }
 }
 
 /// The numbers that belong to a core add up; those of a scan, times and limits do not.

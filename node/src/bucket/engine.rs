@@ -11,6 +11,7 @@
 //!
 //! Does not know: which core hosts the other shards, connections, opcodes.
 
+use std::cell::Cell;
 use std::rc::Rc;
 
 use ringbase_storage::env::Env;
@@ -64,9 +65,45 @@ pub struct BucketContext {
     pub settings: BucketSettings,
     /// What happened to it on this core.
     pub tally: Tally,
+    /// Bytes of requests that wait for the disk.
+    waiting_bytes: Cell<usize>,
+}
+
+/// Bytes of requests to a bucket on one core that may wait for the disk.
+pub const WAITING_BYTES_MAX: usize = 64 << 20;
+
+/// Room for a request that waits for the disk; given back when it is dropped.
+#[derive(Debug)]
+pub struct WaitingRoom {
+    bucket: Rc<BucketContext>,
+    bytes: usize,
+}
+
+impl Drop for WaitingRoom {
+    fn drop(&mut self) {
+        let waiting = &self.bucket.waiting_bytes;
+        waiting.set(waiting.get() - self.bytes);
+    }
+}
+
+impl std::fmt::Debug for BucketContext {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "BucketContext({}, {} bytes waiting)", self.settings, self.waiting_bytes.get())
+    }
 }
 
 impl BucketContext {
+    /// Room for a request of `bytes` to wait for the disk; none while others hold too much. A single one always has room.
+    #[must_use]
+    pub fn waiting_room(self: &Rc<Self>, bytes: usize) -> Option<WaitingRoom> {
+        let waiting = self.waiting_bytes.get();
+        if waiting > 0 && waiting + bytes > WAITING_BYTES_MAX {
+            return None;
+        }
+        self.waiting_bytes.set(waiting + bytes);
+        Some(WaitingRoom { bucket: self.clone(), bytes })
+    }
+
     /// The wall clock in epoch seconds.
     #[must_use]
     pub fn now(&self) -> u32 {
@@ -143,7 +180,12 @@ impl Engine {
                 id: bucket.id,
                 name: bucket.name,
                 uuid: bucket.uuid,
-                context: Rc::new(BucketContext { env: env.clone(), settings, tally: Tally::default() }),
+                context: Rc::new(BucketContext {
+                    env: env.clone(),
+                    settings,
+                    tally: Tally::default(),
+                    waiting_bytes: Cell::new(0),
+                }),
                 stores,
             });
         }

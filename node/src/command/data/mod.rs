@@ -91,8 +91,11 @@ pub fn execute(
     let found = match store.lookup(key) {
         Lookup::Known(found) => found,
         Lookup::OnDisk => {
+            if !wait::for_disk(store, context, view, request, key, defer) {
+                count(&context.tally.ep_tmp_oom_errors);
+                return responder.fail(env, Status::ETMPFAIL, out);
+            }
             count(&context.tally.ep_bg_fetched);
-            wait::for_disk(store, context, view, request, key, defer());
             return Outcome::Deferred;
         }
     };

@@ -622,6 +622,23 @@ fn a_durable_write_to_a_cold_key_waits_for_disk_and_commit() {
 }
 
 #[test]
+fn requests_that_wait_for_the_disk_hold_bounded_memory() {
+    let mut rig = cold(&[(KEY, b"old")]);
+    let large = vec![b'x'; 1 << 20];
+    let sent: Vec<usize> = (0..64).map(|_| rig.send(set(KEY, &large))).collect();
+    assert_eq!(
+        sent.iter().filter(|index| rig.is_waiting(**index)).count(),
+        63,
+        "63 MiB and their headers fit"
+    );
+    assert_eq!(rig.wait(sent[63]).one().status, Status::ETMPFAIL);
+    assert_eq!(rig.wait(sent[0]).one().status, Status::E2BIG, "they are too long for the log of this test");
+    assert_eq!(value(&mut rig).as_deref(), Some(&b"old"[..]));
+    let index = rig.send(set(KEY, &large));
+    assert_ne!(rig.wait(index).one().status, Status::ETMPFAIL, "the room was given back");
+}
+
+#[test]
 fn a_document_that_cannot_be_read_is_an_internal_error_and_others_go_on() {
     let mut rig = cold(&[(KEY, b"old"), (b"other", b"x")]);
     let mut image = rig.disk.image("data");

@@ -2,6 +2,7 @@
 //!
 //! Invariants
 //! - Requests for the same key go on in the order in which they came; a reply is used exactly once.
+//! - The requests that wait for the disk hold a bounded number of bytes; one more is refused for a moment.
 //! - A durable write whose level is not reached in time, or never will be, is ambiguous: it may still become durable.
 //!
 //! Cost: a copy of the request and a few allocations for a read; a task and a timer for a commit.
@@ -19,7 +20,7 @@ use ringbase_storage::vbstore::{Found, VbStore};
 use super::answer::Answer;
 use super::operation::{Operation, perform, prepare};
 use super::{Outcome, Reply};
-use crate::bucket::engine::BucketContext;
+use crate::bucket::engine::{BucketContext, WaitingRoom};
 use crate::command::request::Request;
 use crate::command::respond::Responder;
 use crate::command::session::SessionView;
@@ -38,17 +39,20 @@ struct Waiting {
     bucket: Rc<BucketContext>,
     store: Weak<VbStore>,
     reply: Box<dyn Reply>,
+    room: WaitingRoom,
 }
 
-/// Goes on with `request` when the disk has said what the key's newest version is.
+/// Goes on with `request` when the disk has said what the key's newest version is. `false`: too much waits already.
+#[must_use]
 pub(super) fn for_disk(
     store: &Rc<VbStore>,
     bucket: &Rc<BucketContext>,
     view: &SessionView,
     request: &Request<'_>,
     key: &[u8],
-    reply: Box<dyn Reply>,
-) {
+    defer: &mut dyn FnMut() -> Box<dyn Reply>,
+) -> bool {
+    let Some(room) = bucket.waiting_room(request.frame.frame_bytes()) else { return false };
     let mut bytes = Vec::new();
     request.copy(&mut bytes);
     let waiting = Waiting {
@@ -57,14 +61,16 @@ pub(super) fn for_disk(
         view: *view,
         bucket: bucket.clone(),
         store: Rc::downgrade(store),
-        reply,
+        reply: defer(),
+        room,
     };
     store.with_key(key, Box::new(move |store, found| waiting.go_on(store, found)));
+    true
 }
 
 impl Waiting {
     fn go_on(self, store: &VbStore, found: Result<Found, ReadError>) {
-        let Waiting { bytes, received_ns, view, bucket, store: shared, reply } = self;
+        let Waiting { bytes, received_ns, view, bucket, store: shared, reply, room } = self;
         let request = Request::reread(&bytes, &view, received_ns).expect("it is a copy of a valid request");
         let operation = Operation::of(request.opcode()).expect("only a data command waits for a key");
         let responder = Responder::of_view(&request.frame, &view, received_ns);
@@ -82,6 +88,7 @@ impl Waiting {
             }
             Err(status) => responder.fail(env, status, &mut frame),
         };
+        drop(room);
         finish(outcome, reply, &frame);
     }
 }

@@ -5,7 +5,8 @@
 //!
 //! Bottom up: [`protocol`] (bytes to messages, pure), [`telemetry`], [`auth`], [`config`], [`directory`], [`core`] (the
 //! runtime, only home of the executor), [`net`], [`range_scan`], [`bucket`],
-//! [`command`], [`service`] (where they meet), [`server`]; beside them [`client`], which knows only the protocol.
+//! [`command`], [`service`] (where they meet), [`server`]; beside them [`client`], which knows only the protocol,
+//! and [`demo`], which uses nothing but the client and a node in another process.
 //!
 //! Does not know: how a shard lays out its bytes (`ringbase_storage`), who measures the node (`ringbench`, `ringctl`).
 
@@ -29,3 +30,5 @@ pub mod service;
 pub mod server;
 
 pub mod client;
+
+pub mod demo;

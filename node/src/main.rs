@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use ringbase::config::ServeArgs;
-use ringbase::{server, telemetry};
+use ringbase::{check, demo, server, telemetry};
 
 /// A key-value storage node that speaks the Couchbase protocol.
 #[derive(Debug, Parser)]
@@ -29,11 +29,38 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Say what this machine allows, and what to change so that a node runs and runs well.
+    ///
+    /// Exit code 1 if a node would not run. Example: ringbase check --data /var/lib/ringbase
+    Check {
+        #[command(flatten)]
+        args: check::CheckArgs,
+    },
+    /// Start a node, load real documents, scan them, kill it, start it again and compare.
+    ///
+    /// Example: ringbase demo --from dir:/usr/share/doc
+    Demo {
+        #[command(flatten)]
+        args: demo::DemoArgs,
+    },
 }
 
 fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Serve { args, json } => serve(*args, json),
+        Command::Check { args } => {
+            let report = check::check(&args);
+            if args.json {
+                println!("{}", report.to_json())
+            } else {
+                print!("{report}")
+            }
+            ExitCode::from(report.exit_code())
+        }
+        Command::Demo { args } => match demo::run(&args) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => fail(&error),
+        },
     }
 }
 

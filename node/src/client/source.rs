@@ -48,6 +48,13 @@ pub enum SourceForm {
     },
     /// `generate:COUNT,KEYLEN,VALUELEN,SEED`.
     Generate(Generator),
+    /// Some files below a directory, as [`SourceForm::Directory`]; no text stands for it.
+    Files {
+        /// What keys are relative to.
+        root: PathBuf,
+        /// Their paths, relative to the root.
+        paths: Vec<PathBuf>,
+    },
 }
 
 /// Why a text is no source.
@@ -190,6 +197,7 @@ enum SourceState {
     Directory(Walk),
     Lines { path: PathBuf, reader: LineReader<File>, field: Option<String> },
     Generate { generator: Generator, next: u64 },
+    Files { root: PathBuf, paths: Vec<PathBuf>, next: usize },
 }
 
 /// A part of a source, for one thread.
@@ -229,6 +237,9 @@ impl Source {
             SourceForm::Generate(generator) => {
                 SourceState::Generate { generator: generator.clone(), next: 0 }
             }
+            SourceForm::Files { root, paths } => {
+                SourceState::Files { root: root.clone(), paths: paths.clone(), next: 0 }
+            }
         };
         Ok(Source { value_bytes_max, state })
     }
@@ -253,6 +264,7 @@ impl Source {
                 (metadata.is_file().then_some(metadata.len()), Unit::Bytes)
             }
             SourceState::Generate { generator, .. } => (Some(generator.count()), Unit::Documents),
+            SourceState::Files { paths, .. } => (Some(paths.len() as u64), Unit::Files),
         })
     }
 
@@ -277,6 +289,13 @@ impl Source {
                 let end = generator.count().min(start + generator.batch_documents());
                 *next = end;
                 (start < end).then(|| Part::Generate { generator: generator.clone(), start, end })
+            }
+            SourceState::Files { root, paths, next } => {
+                let end = paths.len().min(*next + BATCH_FILES);
+                let entry = |path: &PathBuf| Entry { path: path.clone().into_os_string(), skip: None };
+                let entries: Vec<Entry> = paths[*next..end].iter().map(entry).collect();
+                *next = end;
+                (!entries.is_empty()).then(|| Part::Files { root: root.clone(), entries })
             }
         };
         Ok(part.map(|part| Batch { value_bytes_max: self.value_bytes_max, part }))

@@ -32,6 +32,21 @@ fn parse(text: &str) -> Result<SourceForm, FormError> {
 }
 
 #[test]
+fn listed_files_are_documents_and_a_listed_file_that_is_gone_is_skipped_by_name() {
+    let scratch = tempfile::tempdir().unwrap();
+    fs::create_dir(scratch.path().join("b")).unwrap();
+    fs::write(scratch.path().join("b/x"), "1").unwrap();
+    fs::write(scratch.path().join("not listed"), "2").unwrap();
+    let paths = vec!["b/x".into(), "gone".into()];
+    let (documents, skipped) = read(&SourceForm::Files { root: scratch.path().to_owned(), paths }, 10);
+    assert_eq!(documents, [(b"b/x".to_vec(), b"1".to_vec())]);
+    assert!(
+        matches!(&skipped[..], [(name, SkipReason::Unreadable(_))] if name.ends_with("gone")),
+        "{skipped:?}"
+    );
+}
+
+#[test]
 fn the_four_forms_are_understood() {
     assert_eq!(parse("dir:/a b"), Ok(SourceForm::Directory("/a b".into())));
     assert_eq!(parse("lines:keys.txt"), Ok(SourceForm::Lines("keys.txt".into())));

@@ -185,7 +185,8 @@ mod tests {
         let before = census(&[(0, "a", 1, b"x"), (0, "c", 2, b"y"), (3, "d", 1, b"")]);
         let same = census(&[(3, "d", 1, b""), (0, "a", 1, b"x"), (0, "c", 2, b"y")]);
         assert_eq!(before.compare(&same), Ok(3));
-        let cases: [(&[(u16, &str, u64, &[u8])], &str); 5] = [
+        type Record<'a> = (u16, &'a str, u64, &'a [u8]);
+        let cases: [(&[Record<'_>], &str); 5] = [
             (&[(0, "a", 1, b"x"), (3, "d", 1, b"")], "`c` of vb:0 is lost"),
             (&[(0, "c", 2, b"y"), (3, "d", 1, b"")], "`a` of vb:0 is lost"),
             (&[(0, "a", 1, b"z"), (0, "c", 2, b"y"), (3, "d", 1, b"")], "`a` of vb:0 has changed"),

@@ -1,8 +1,8 @@
 //! `ringbase demo`: a node of its own, real documents, scans, a kill -9, the same scan again.
 //!
 //! The demonstration talks to the node over TCP as any client does; the node is another process, started from the same binary.
-//! Bottom up: the scratch directory, [`node_process`], the default documents, what was seen ([`census`]), [`histograms`],
-//! [`show`]; [`run`](mod@run) is the story.
+//! Bottom up: the scratch directory, `node_process`, the default documents, what was seen (`census`), `histograms`,
+//! `show`; `run`(mod@run) is the story.
 //!
 //! Invariants
 //! - A mismatch anywhere is an error with a sentence, never a line among others.

@@ -104,13 +104,16 @@ impl Census {
                 match (before.record(index), after.record(index)) {
                     (Some(before), Some(after)) if before == after => compared += 1,
                     (Some((key, _)), Some((after, _))) if key == after => {
-                        return Err(format!("document `{}` of {vbucket} has changed", show(key)));
+                        return Err(format!("document `{}` of vbucket {vbucket} has changed", show(key)));
                     }
                     (Some((key, _)), after) if after.is_none_or(|(after, _)| key < after) => {
-                        return Err(format!("document `{}` of {vbucket} is lost", show(key)));
+                        return Err(format!("document `{}` of vbucket {vbucket} is lost", show(key)));
                     }
                     (_, Some((key, _))) => {
-                        return Err(format!("document `{}` of {vbucket} was not there before", show(key)));
+                        return Err(format!(
+                            "document `{}` of vbucket {vbucket} was not there before",
+                            show(key)
+                        ));
                     }
                     (_, None) => unreachable!("one of the two has a record here"),
                 }
@@ -187,13 +190,13 @@ mod tests {
         assert_eq!(before.compare(&same), Ok(3));
         type Record<'a> = (u16, &'a str, u64, &'a [u8]);
         let cases: [(&[Record<'_>], &str); 5] = [
-            (&[(0, "a", 1, b"x"), (3, "d", 1, b"")], "`c` of vb:0 is lost"),
-            (&[(0, "c", 2, b"y"), (3, "d", 1, b"")], "`a` of vb:0 is lost"),
-            (&[(0, "a", 1, b"z"), (0, "c", 2, b"y"), (3, "d", 1, b"")], "`a` of vb:0 has changed"),
-            (&[(0, "a", 9, b"x"), (0, "c", 2, b"y"), (3, "d", 1, b"")], "`a` of vb:0 has changed"),
+            (&[(0, "a", 1, b"x"), (3, "d", 1, b"")], "`c` of vbucket 0 is lost"),
+            (&[(0, "c", 2, b"y"), (3, "d", 1, b"")], "`a` of vbucket 0 is lost"),
+            (&[(0, "a", 1, b"z"), (0, "c", 2, b"y"), (3, "d", 1, b"")], "`a` of vbucket 0 has changed"),
+            (&[(0, "a", 9, b"x"), (0, "c", 2, b"y"), (3, "d", 1, b"")], "`a` of vbucket 0 has changed"),
             (
                 &[(0, "a", 1, b"x"), (0, "b", 3, b"x"), (0, "c", 2, b"y"), (3, "d", 1, b"")],
-                "`b` of vb:0 was not there before",
+                "`b` of vbucket 0 was not there before",
             ),
         ];
         for (after, sentence) in cases {

@@ -12,7 +12,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
 
-use super::merge::{Merge, Stretch};
+use super::merge::{CopyBounds, Merge, Stretch};
 use crate::cache::{Admission, Block};
 use crate::format::key_block::{KeyPart, put_leb128};
 use crate::reader::{BlockAt, ReadError, Reading, damaged, finish, start};
@@ -23,6 +23,12 @@ use crate::vbstore::{Parts, ReadView};
 
 /// Documents gathered for one window.
 const WINDOW_RECORDS: usize = 256;
+
+/// Keys that are copied before the clock is looked at.
+const COPY_RECORDS: usize = 256;
+
+/// Keys of one source in a row from which on they are taken as a stretch.
+pub(super) const ONE_SIDED: usize = 32;
 
 /// Bytes of blocks read for one window; one block may exceed it.
 const WINDOW_BYTES: usize = 4 << 20;
@@ -142,6 +148,8 @@ pub struct KeyScan {
     epoch: u64,
     /// A stretch that is not used up, at `from`.
     stretch: Option<(Rc<Block>, usize, usize)>,
+    /// Many keys in a row came from one source: a stretch is cheaper than a copy key by key.
+    one_sided: bool,
     window: VecDeque<Candidate>,
     /// Whether the blocks of the window's documents are held.
     window_read: bool,
@@ -162,6 +170,7 @@ impl KeyScan {
             select,
             merge: None,
             stretch: None,
+            one_sided: false,
             window: VecDeque::new(),
             window_read: false,
             blocks: BTreeMap::new(),
@@ -281,6 +290,13 @@ impl KeyScan {
         let mut rounds = 0u32;
         let before = self.counts.records;
         loop {
+            if self.copy_keys(out, limits) {
+                if let Some(stop) = self.stop_since(before, out, limits) {
+                    return Ok(stop);
+                }
+                self.relax(0).await;
+                continue;
+            }
             let (block, from, to) = match self.stretch.take() {
                 Some(stretch) => stretch,
                 None => match self.next_stretch().await? {
@@ -300,6 +316,7 @@ impl KeyScan {
                     Some(Stretch::Part { block, from, to }) => (block, from, to),
                 },
             };
+            self.one_sided = to - from >= ONE_SIDED;
             let taken = self.take_keys(&block, from, to, out, limits);
             self.passed(key_part(&block).key(&block.bytes, taken - 1));
             if taken < to {
@@ -311,6 +328,33 @@ impl KeyScan {
             }
             self.relax(rounds).await;
         }
+    }
+
+    /// Takes many keys at once where only runs without deletions are merged; false if there are none to be had this way.
+    fn copy_keys(&mut self, out: &mut Vec<u8>, limits: &mut Limits) -> bool {
+        let Some(merge) = self.merge.as_mut() else { return false };
+        let is_plain = self.stretch.is_none() && self.select.is_none() && !self.one_sided;
+        if !is_plain || self.epoch != self.view.epoch() {
+            return false;
+        }
+        let bound = |left: Option<u64>| {
+            left.map_or(usize::MAX, |left| usize::try_from(left.max(1)).unwrap_or(usize::MAX))
+        };
+        let copied = merge.copy_records(
+            out,
+            &CopyBounds {
+                records: bound(limits.items).min(COPY_RECORDS),
+                // As everywhere, a call delivers a record before it looks at the buffer.
+                out_bytes: limits.buffer_bytes.max(out.len() + 1),
+                bytes: bound(limits.bytes),
+            },
+        );
+        self.one_sided = copied.one_sided;
+        let Some((block, index)) = copied.last else { return false };
+        self.passed(key_part(&block).key(&block.bytes, index));
+        self.counts.from_disk += copied.records as u64;
+        self.count(limits, copied.records, copied.bytes);
+        true
     }
 
     async fn relax(&mut self, rounds: u32) {

@@ -1,17 +1,21 @@
 //! The merge under a scan in key order: runs and frozen memtables of a view, newest version first.
 //!
-//! Works in stretches: as long as one source's keys lie below all others', they are taken as a piece of its key column.
+//! Works in stretches: as long as one source's keys lie below all others', they are taken as a piece of its key column. Where runs alone
+//! are left and hold no deletions, [`Merge::copy_records`] merges many stretches in one call.
 //!
 //! Invariants
 //! - Keys leave in strictly rising order, each from the newest source that has it; deletions leave too, marked.
 //!
-//! Cost: a key of one source alone costs its bytes; interleaved keys cost one comparison a source.
+//! Cost: a key of one source alone costs its bytes; interleaved keys cost one comparison a source, of eight bytes unless these are equal
+//! when they are copied.
 //! Does not know: limits, what is done with keys.
 
+use std::cmp::Ordering;
 use std::collections::VecDeque;
 use std::rc::Rc;
 
 use super::KeyRange;
+use super::key::ONE_SIDED;
 use crate::cache::Block;
 use crate::memtable::Memtable;
 use crate::reader::ReadError;
@@ -57,6 +61,56 @@ pub(super) enum Stretch {
     },
     /// A version in memory.
     Item(Rc<Item>),
+}
+
+/// Sources that [`Merge::copy_records`] can merge; a vbucket has at most eight runs.
+const HEADS_MAX: usize = 16;
+
+/// Where a source stands: its number, and the beginning of its key.
+#[derive(Clone, Copy)]
+struct Head {
+    source: usize,
+    first: u64,
+}
+
+impl Head {
+    const NONE: Head = Head { source: 0, first: 0 };
+}
+
+/// The first eight bytes of a key as a number of the same order; keys whose numbers are equal must be compared whole.
+#[inline]
+fn first_bytes(key: &[u8]) -> u64 {
+    match key.first_chunk::<8>() {
+        Some(first) => u64::from_be_bytes(*first),
+        None => {
+            let mut first = [0; 8];
+            first[..key.len()].copy_from_slice(key);
+            u64::from_be_bytes(first)
+        }
+    }
+}
+
+/// When [`Merge::copy_records`] stops. Each bound is tested after each record; the last one may exceed those of bytes.
+pub(super) struct CopyBounds {
+    /// Most records.
+    pub(super) records: usize,
+    /// Length of the output.
+    pub(super) out_bytes: usize,
+    /// Bytes that are appended.
+    pub(super) bytes: usize,
+}
+
+/// What was copied.
+#[derive(Default)]
+pub(super) struct Copied {
+    /// Records.
+    pub(super) records: usize,
+    /// Their bytes.
+    pub(super) bytes: usize,
+    /// The part and index of the last of them.
+    pub(super) last: Option<(Rc<Block>, usize)>,
+    /// The last [`ONE_SIDED`] came from one source.
+    pub(super) one_sided: bool,
 }
 
 /// See the module.
@@ -175,6 +229,87 @@ impl Merge {
         }
         // What comes is above the start: its successor in byte order.
         range.start.push(0);
+    }
+
+    /// Appends records of keys (without prefix) to `out` as long as every source is a run that stands on a key in a part without deletions,
+    /// no two runs stand on the same key, and `bounds` allow. Nothing copied means that [`Merge::next`] is needed.
+    pub(super) fn copy_records(&mut self, out: &mut Vec<u8>, bounds: &CopyBounds) -> Copied {
+        let mut copied = Copied::default();
+        let mut heads = [Head::NONE; HEADS_MAX];
+        let Some(count) = self.heads(&mut heads) else { return copied };
+        if count < 2 {
+            return copied;
+        }
+        let heads = &mut heads[..count];
+        let (before, mut last, mut in_a_row) = (out.len(), None, 0);
+        while copied.records < bounds.records
+            && out.len() < bounds.out_bytes
+            && out.len() - before < bounds.bytes
+        {
+            let Some(winner) = self.lowest(heads) else { break };
+            let head = &mut heads[winner];
+            let Source::Run(run) = &mut self.sources[head.source] else { break };
+            let (block, index) = run.cursor.part();
+            out.extend_from_slice(key_part(block).records(&block.bytes, index, index + 1));
+            copied.records += 1;
+            in_a_row = if last == Some(head.source) { in_a_row + 1 } else { 1 };
+            last = Some(head.source);
+            run.cursor.advance(1);
+            copied.one_sided = in_a_row >= ONE_SIDED;
+            if !run.has_key() || copied.one_sided {
+                break;
+            }
+            head.first = first_bytes(run.cursor.key());
+        }
+        copied.bytes = out.len() - before;
+        copied.last = last.and_then(|source| match &self.sources[source] {
+            Source::Run(run) => {
+                let (block, index) = run.cursor.part();
+                Some((block.clone(), index - 1))
+            }
+            Source::Table(_) => None,
+        });
+        copied
+    }
+
+    /// The sources that stand on a key; `None` if some source cannot be copied from.
+    fn heads(&self, heads: &mut [Head; HEADS_MAX]) -> Option<usize> {
+        if self.range.start_exclusive {
+            return None;
+        }
+        let mut count = 0;
+        for (source, found) in self.sources.iter().enumerate() {
+            match found {
+                Source::Run(run) if run.ended => {}
+                Source::Run(run) if run.has_key() && key_part(run.cursor.part().0).tombstones == 0 => {
+                    *heads.get_mut(count)? = Head { source, first: first_bytes(run.cursor.key()) };
+                    count += 1;
+                }
+                Source::Table(table) if table.ended && table.batch.is_empty() => {}
+                Source::Run(_) | Source::Table(_) => return None,
+            }
+        }
+        Some(count)
+    }
+
+    /// Which head has the lowest key; `None` if there is none, or two have it.
+    #[inline]
+    fn lowest(&self, heads: &[Head]) -> Option<usize> {
+        let key = |head: &Head| match &self.sources[head.source] {
+            Source::Run(run) => run.cursor.key(),
+            Source::Table(_) => &[],
+        };
+        let (first, others) = heads.split_first()?;
+        let (mut winner, mut lowest, mut equal) = (0, first, false);
+        for (index, head) in (1..).zip(others) {
+            let order = head.first.cmp(&lowest.first).then_with(|| key(head).cmp(key(lowest)));
+            match order {
+                Ordering::Less => (winner, lowest, equal) = (index, head, false),
+                Ordering::Equal => equal = true,
+                Ordering::Greater => {}
+            }
+        }
+        (!equal).then_some(winner)
     }
 
     fn take(&mut self) -> Option<Stretch> {

@@ -26,7 +26,9 @@
 //! Does not know: what the records in the payload mean.
 
 use super::bytes::{u32_at, u64_at};
-use super::{FORMAT_VERSION, FormatError, crc32c, whole_blocks};
+use super::{
+    BLOCKS_MAX, FORMAT_VERSION, FormatError, LOG_GENERATIONS_MAX, NUMBERS_MAX, crc32c, whole_blocks,
+};
 use crate::io::BLOCK_BYTES;
 
 /// Bytes of a batch header.
@@ -177,6 +179,26 @@ pub fn peek_batch(
             found: u64::from(header.payload_len),
             rule: "longer than the log has room for",
         });
+    }
+    let generations = match log {
+        Log::Wal => LOG_GENERATIONS_MAX,
+        Log::Manifest => NUMBERS_MAX,
+    };
+    let numbers = [
+        ("generation", header.generation, generations),
+        ("position", header.position, BLOCKS_MAX),
+        ("durable position", header.durable, BLOCKS_MAX),
+        ("manifest generation", header.manifest_generation, NUMBERS_MAX),
+    ];
+    for (field, found, end) in numbers {
+        if found >= end {
+            return Err(FormatError::Invalid {
+                what,
+                field,
+                found,
+                rule: "above all that this build writes",
+            });
+        }
     }
     if header.first_record != NO_RECORD && header.first_record >= header.payload_len.max(1) {
         return Err(FormatError::Invalid {

@@ -2,7 +2,7 @@
 //!
 //! Does not know: what the fields mean.
 
-use super::FormatError;
+use super::{BLOCKS_MAX, FormatError, NUMBERS_MAX};
 
 /// Reads fields from the front of a slice; every read is checked.
 #[derive(Debug, Clone)]
@@ -58,6 +58,34 @@ impl<'a> Reader<'a> {
         let bytes = &self.all[self.at..self.at + len];
         self.at += len;
         Ok(bytes)
+    }
+
+    /// The next number, which is below `end`.
+    ///
+    /// # Errors
+    /// `Short`, `Invalid`.
+    pub fn below(&mut self, end: u64, field: &'static str) -> Result<u64, FormatError> {
+        let number = self.u64(field)?;
+        if number >= end {
+            return Err(self.invalid(field, number, "above all that this build writes"));
+        }
+        Ok(number)
+    }
+
+    /// The next seqno or counter.
+    ///
+    /// # Errors
+    /// `Short`, `Invalid`.
+    pub fn number(&mut self, field: &'static str) -> Result<u64, FormatError> {
+        self.below(NUMBERS_MAX, field)
+    }
+
+    /// The next place of a block, with room behind it for any extent.
+    ///
+    /// # Errors
+    /// `Short`, `Invalid`.
+    pub fn place(&mut self, field: &'static str) -> Result<u64, FormatError> {
+        self.below(BLOCKS_MAX, field)
     }
 
     /// A list length that claims `each` bytes an entry at least: refused if the rest cannot hold it.

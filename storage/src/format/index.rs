@@ -75,9 +75,9 @@ pub fn decode_seqlog_fences(payload: &[u8]) -> Result<Vec<SeqlogFence>, FormatEr
     let mut fences: Vec<SeqlogFence> = Vec::with_capacity(count);
     for _ in 0..count {
         let fence = SeqlogFence {
-            first: Seqno(reader.u64("first seqno")?),
-            last: Seqno(reader.u64("last seqno")?),
-            place: reader.u64("place")?,
+            first: Seqno(reader.number("first seqno")?),
+            last: Seqno(reader.number("last seqno")?),
+            place: reader.place("place")?,
             blocks: reader.u32("blocks")?,
             records: reader.u32("records")?,
         };
@@ -111,7 +111,8 @@ pub fn decode_marks(payload: &[u8]) -> Result<Vec<DeathMark>, FormatError> {
     let count = reader.count(16, "marks")?;
     let mut marks = Vec::with_capacity(count);
     for _ in 0..count {
-        let mark = DeathMark { dead: Seqno(reader.u64("dead")?), by: Seqno(reader.u64("superseding")?) };
+        let mark =
+            DeathMark { dead: Seqno(reader.number("dead")?), by: Seqno(reader.number("superseding")?) };
         if mark.by <= mark.dead {
             return Err(reader.invalid("superseding seqno", mark.by.0, "above the dead one"));
         }
@@ -146,7 +147,7 @@ pub fn decode_run_index(payload: &[u8]) -> Result<(Vec<KeyFence>, &[u8]), Format
     let count = reader.count(19, "fences")?;
     let mut fences: Vec<KeyFence> = Vec::with_capacity(count);
     for _ in 0..count {
-        let place = reader.u64("place")?;
+        let place = reader.place("place")?;
         let key_blocks = reader.u16("key blocks")?;
         let meta_blocks = reader.u16("metadata blocks")?;
         let records = reader.u32("records")?;

@@ -5,8 +5,8 @@
 //!
 //! Does not know: when a change is made, where the manifest lies.
 
-use super::FormatError;
 use super::bytes::{Reader, WriteLe};
+use super::{FormatError, LOG_GENERATIONS_MAX};
 use crate::types::{BucketId, Cas, FailoverEntry, Seqno, VbId, VbUuid};
 
 const WHAT: &str = "manifest record";
@@ -203,8 +203,8 @@ fn put_extent(out: &mut Vec<u8>, extent: Extent) {
 }
 
 fn extent(reader: &mut Reader<'_>) -> Result<Extent, FormatError> {
-    let (start, blocks) = (reader.u64("extent start")?, reader.u32("extent blocks")?);
-    if blocks == 0 || start.checked_add(u64::from(blocks)).is_none() {
+    let (start, blocks) = (reader.place("extent start")?, reader.u32("extent blocks")?);
+    if blocks == 0 {
         return Err(reader.invalid("extent blocks", u64::from(blocks), "at least one"));
     }
     Ok(Extent { start, blocks })
@@ -241,11 +241,11 @@ impl RunDesc {
 
     fn read(reader: &mut Reader<'_>) -> Result<RunDesc, FormatError> {
         Ok(RunDesc {
-            id: reader.u64("run id")?,
-            records: reader.u64("run records")?,
-            tombstones: reader.u64("run tombstones")?,
-            key_bytes: reader.u64("run key bytes")?,
-            last: Seqno(reader.u64("run last seqno")?),
+            id: reader.number("run id")?,
+            records: reader.number("run records")?,
+            tombstones: reader.number("run tombstones")?,
+            key_bytes: reader.number("run key bytes")?,
+            last: Seqno(reader.number("run last seqno")?),
             index: extent(reader)?,
             extents: extents(reader)?,
         })
@@ -264,10 +264,10 @@ impl SegmentDesc {
 
     fn read(reader: &mut Reader<'_>) -> Result<SegmentDesc, FormatError> {
         Ok(SegmentDesc {
-            id: reader.u64("segment id")?,
-            first: Seqno(reader.u64("segment first seqno")?),
-            last: Seqno(reader.u64("segment last seqno")?),
-            records: reader.u64("segment records")?,
+            id: reader.number("segment id")?,
+            first: Seqno(reader.number("segment first seqno")?),
+            last: Seqno(reader.number("segment last seqno")?),
+            records: reader.number("segment records")?,
             index: extent(reader)?,
             extents: extents(reader)?,
         })
@@ -282,7 +282,11 @@ impl MarksDesc {
     }
 
     fn read(reader: &mut Reader<'_>) -> Result<MarksDesc, FormatError> {
-        Ok(MarksDesc { id: reader.u64("marks id")?, marks: reader.u64("marks")?, block: extent(reader)? })
+        Ok(MarksDesc {
+            id: reader.number("marks id")?,
+            marks: reader.number("marks")?,
+            block: extent(reader)?,
+        })
     }
 }
 
@@ -309,11 +313,13 @@ impl VbCounts {
     }
 
     fn read(reader: &mut Reader<'_>) -> Result<VbCounts, FormatError> {
-        let mut next = || reader.u64("counts");
+        let (flushed_seqno, purge_seqno) = (reader.number("flushed seqno")?, reader.number("purge seqno")?);
+        let max_cas = Cas(reader.u64("greatest CAS")?);
+        let mut next = || reader.number("counts");
         Ok(VbCounts {
-            flushed_seqno: Seqno(next()?),
-            purge_seqno: Seqno(next()?),
-            max_cas: Cas(next()?),
+            flushed_seqno: Seqno(flushed_seqno),
+            purge_seqno: Seqno(purge_seqno),
+            max_cas,
             items: next()?,
             tombstones: next()?,
             snapshot_start: Seqno(next()?),
@@ -339,7 +345,7 @@ fn failover_log(reader: &mut Reader<'_>) -> Result<Vec<FailoverEntry>, FormatErr
     for _ in 0..count {
         log.push(FailoverEntry {
             uuid: VbUuid(reader.u64("branch")?),
-            seqno: Seqno(reader.u64("branch seqno")?),
+            seqno: Seqno(reader.number("branch seqno")?),
         });
     }
     if log.is_empty() {
@@ -453,10 +459,10 @@ impl Record {
     fn read(reader: &mut Reader<'_>) -> Result<Record, FormatError> {
         let tag = reader.u8("tag")?;
         Ok(match tag {
-            1 => Record::Checkpoint { next_object: reader.u64("next object")? },
-            2 => Record::Opened { wal_generation: reader.u64("log generation")? },
+            1 => Record::Checkpoint { next_object: reader.number("next object")? },
+            2 => Record::Opened { wal_generation: reader.below(LOG_GENERATIONS_MAX, "log generation")? },
             3 => Record::Closed,
-            4 => Record::WalTail { position: reader.u64("position")? },
+            4 => Record::WalTail { position: reader.place("position")? },
             5 => {
                 let id = BucketId(reader.u32("bucket")?);
                 let mut uuid = [0; 16];

@@ -93,6 +93,15 @@ pub enum FormatError {
     },
 }
 
+/// No place in a file and no position of a log reaches this many blocks: their bytes fit 63 bits.
+pub const BLOCKS_MAX: u64 = 1 << 51;
+
+/// No seqno and no counter reaches this: there is always a next one, and bit 63 is free for a flag.
+pub const NUMBERS_MAX: u64 = 1 << 63;
+
+/// No generation of a log reaches this: object ids begin with it.
+pub const LOG_GENERATIONS_MAX: u64 = 1 << 31;
+
 /// CRC32C (Castagnoli) of `bytes`.
 ///
 /// Source: RFC 3720 appendix B.4; computed by the `crc-fast` crate.

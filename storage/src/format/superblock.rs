@@ -136,7 +136,7 @@ impl Superblock {
         if place != slot {
             return Err(FormatError::Identity { what: WHAT, field: "slot", expected: slot, found: place });
         }
-        let sequence = reader.u64("sequence")?;
+        let sequence = reader.number("sequence")?;
         let shard_uuid = reader.u64("shard uuid")?;
         let shard = ShardId(reader.u16("shard")?);
         let shard_count = reader.u16("shard count")?;
@@ -145,10 +145,10 @@ impl Superblock {
         let wal_segments = reader.u32("log segments")?;
         let wal_segment_bytes = reader.u32("log segment bytes")?;
         let formatted_at = reader.u64("format time")?;
-        let manifest_start = reader.u64("manifest start")?;
+        let manifest_start = reader.place("manifest start")?;
         let manifest_blocks = reader.u32("manifest blocks")?;
         reader.u32("padding")?;
-        let manifest_generation = reader.u64("manifest generation")?;
+        let manifest_generation = reader.number("manifest generation")?;
         let geometry = Geometry { shard, shard_count, vbucket_count, wal_segments, wal_segment_bytes };
         if shard_count == 0 || shard.0 >= shard_count {
             return Err(reader.invalid("shard", u64::from(shard.0), "below the shard count"));

@@ -103,7 +103,7 @@ pub fn decode_wal_record(bytes: &[u8]) -> Result<WalRecord<'_>, FormatError> {
     let kind = reader.u8("kind")?;
     let kind = Kind::from_u8(kind).ok_or_else(|| reader.invalid("kind", kind.into(), "1..=7"))?;
     let datatype = reader.u8("datatype")?;
-    let seqno = Seqno(reader.u64("seqno")?);
+    let seqno = Seqno(reader.number("seqno")?);
     let cas = Cas(reader.u64("cas")?);
     let revid = reader.u64("revid")?;
     let former = Seqno(reader.u64("former seqno")?);

@@ -58,7 +58,7 @@ pub enum WriteError {
 /// Source: S. Kulkarni et al., "Logical physical clocks", 2014.
 #[must_use]
 pub(crate) fn next_cas(wall_ns: u64, last: Cas) -> Cas {
-    Cas((wall_ns & !0xffff).max(last.0 + 1))
+    Cas((wall_ns & !0xffff).max(last.0.saturating_add(1)))
 }
 
 impl VbStore {

@@ -13,7 +13,7 @@ use ringbase_storage::io::sim::SimDisk;
 use ringbase_storage::mutant::{Mutant, turn_on};
 use ringbase_storage::shard::Shard;
 use ringbase_storage::types::{Seqno, VbId};
-use ringbase_storage::vbstore::WriteError;
+use ringbase_storage::vbstore::{VbStore, WriteError};
 
 use crate::world::{
     BUCKET, Model, VBUCKETS, WAL_BLOCKS, check_recovered, check_view, new_world, open_shard, put, rng,
@@ -37,12 +37,12 @@ struct Coverage {
 const LAPS: u64 = 3;
 
 /// A client that does random things until it is killed.
-async fn client(shard: Shard, model: Model, seed: u64, done: Rc<Cell<bool>>, operations: u32) {
+pub(crate) async fn client(shard: Shard, model: Model, seed: u64, done: Rc<Cell<bool>>, operations: u32) {
     let mut random = rng(seed);
-    let env_sleep = shard.clone();
+    let stores = shard.vbuckets();
     for _ in 0..operations {
-        let vb = VbId(random.random_range(0..VBUCKETS));
-        let store = shard.vbucket(BUCKET, vb).unwrap();
+        let store = stores[random.random_range(0..stores.len() as u16) as usize].clone();
+        let vb = store.id();
         let mut key = vec![0u8];
         key.extend_from_slice(format!("key{:02}", random.random_range(0..40)).as_bytes());
         match random.random_range(0..100) {
@@ -51,7 +51,7 @@ async fn client(shard: Shard, model: Model, seed: u64, done: Rc<Cell<bool>>, ope
                 let value = vec![random.random::<u8>(); random.random_range(0..len)];
                 match put(&store, &model, &key, Some(&value)).await {
                     Ok(_) => {}
-                    Err(WriteError::Busy { .. }) => wait(&env_sleep).await,
+                    Err(WriteError::Busy { .. }) => wait(&store).await,
                     Err(error) => panic!("write refused: {error}"),
                 }
             }
@@ -66,7 +66,7 @@ async fn client(shard: Shard, model: Model, seed: u64, done: Rc<Cell<bool>>, ope
             88..96 => {
                 let view = store.open_view().await.unwrap();
                 if random.random_bool(0.5) {
-                    wait(&env_sleep).await;
+                    wait(&store).await;
                 }
                 let known = model.borrow()[vb.0 as usize].clone();
                 check_view(&view, &known, &mut random).await;
@@ -77,13 +77,13 @@ async fn client(shard: Shard, model: Model, seed: u64, done: Rc<Cell<bool>>, ope
     done.set(true);
 }
 
-async fn wait(shard: &Shard) {
-    let store = shard.vbucket(BUCKET, VbId(0)).unwrap();
+async fn wait(store: &VbStore) {
     store.sleep(Duration::from_millis(2)).await;
 }
 
-fn reported(shard: &Shard) -> Vec<Seqno> {
-    (0..VBUCKETS).map(|vb| shard.vbucket(BUCKET, VbId(vb)).unwrap().persisted_seqno()).collect()
+/// What each vbucket says is durable.
+pub(crate) fn reported(shard: &Shard) -> Vec<Seqno> {
+    shard.vbuckets().iter().map(|store| store.persisted_seqno()).collect()
 }
 
 /// Lives and deaths of one shard. Panics at the first violation.

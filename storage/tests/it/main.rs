@@ -1,9 +1,19 @@
 //! Behaviour of the storage engine, one module per subject.
 #![allow(clippy::unwrap_used)]
 
+mod branch;
 mod crash;
 mod damage;
 mod device;
+mod disk_bytes;
+mod empty_cost;
+mod errors;
+mod fuzz_corpus;
+mod image_bytes;
 mod inspect;
+mod interleaved_runs;
+mod real_ring;
 mod ring;
+mod scan_speed;
+mod seqno_scan;
 mod world;

@@ -1,0 +1,13 @@
+//! A key part and a metadata part.
+//!
+//! `RUSTC_BOOTSTRAP=1 cargo fuzz run key_block -- -max_total_time=30`, in `storage/`.
+
+#![no_main]
+
+#[allow(dead_code)]
+#[path = "../../tests/it/disk_bytes.rs"]
+mod disk_bytes;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
+    disk_bytes::key_block(bytes);
+});

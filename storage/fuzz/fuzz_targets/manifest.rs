@@ -1,0 +1,13 @@
+//! The records of a manifest batch, and the state that they give.
+//!
+//! `RUSTC_BOOTSTRAP=1 cargo fuzz run manifest -- -max_total_time=30`, in `storage/`.
+
+#![no_main]
+
+#[allow(dead_code)]
+#[path = "../../tests/it/disk_bytes.rs"]
+mod disk_bytes;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
+    disk_bytes::manifest(bytes);
+});

@@ -1,0 +1,412 @@
+//! Devices that fail and devices that lie: no panic, no wrong answer, and what was acknowledged is there after the next start.
+//!
+//! `RINGBASE_EXHAUSTIVE=1 cargo test --release -p ringbase-storage --test it errors:: -- --nocapture` fails every single operation;
+//! `RINGBASE_SEEDS=10000` there tries that many seeds of lost and misdirected writes.
+
+use std::rc::Rc;
+
+use rand::RngExt;
+use rand::rngs::Xoshiro256PlusPlus;
+use ringbase_storage::env::sim::SimExecutor;
+use ringbase_storage::io::sim::{Crash, Fault, Injection, SimDisk};
+use ringbase_storage::scan::{Content, DocumentEncoder, KeyRange, KeyScan, Limits, SeqnoScan, Stop};
+use ringbase_storage::shard::Shard;
+use ringbase_storage::types::{Kind, Seqno, VbId};
+use ringbase_storage::vbstore::{Found, NewVersion, ReadView, VbStore};
+
+use crate::crash::reported;
+use crate::world::{BUCKET, Model, VBUCKETS, VbModel, Written, check_view, new_world, open_shard, rng};
+
+/// Operations of the scenario.
+const OPERATIONS: u32 = 400;
+
+/// What a scenario met; answers that are errors are no violation.
+#[derive(Debug, Default, Clone, Copy)]
+struct Met {
+    read_errors: u64,
+    write_errors: u64,
+    not_persisted: u64,
+    failed_shards: u64,
+    refused_starts: u64,
+}
+
+/// Looks a key up; the answer is the model's or an error.
+async fn get(store: &Rc<VbStore>, model: &Model, key: &[u8], met: &mut Met) -> Option<Found> {
+    let found = store.get(key).await.map_err(|_| met.read_errors += 1).ok()?;
+    let known = model.borrow();
+    let known = known[store.id().0 as usize].at(store.high_seqno()).remove(key);
+    let shown = match &found {
+        Found::Version(item) => {
+            Some((item.meta.seqno.0, (!item.meta.kind.is_deleted()).then(|| item.value().to_vec())))
+        }
+        Found::Absent => None,
+    };
+    assert_eq!(shown, known, "vb {}: wrong answer for {key:?}", store.id());
+    Some(found)
+}
+
+async fn write(store: &Rc<VbStore>, model: &Model, key: &[u8], value: Option<&[u8]>, met: &mut Met) {
+    let Some(found) = get(store, model, key, met).await else { return };
+    let kind = if value.is_some() { Kind::Mutation } else { Kind::Deletion };
+    let new = NewVersion { key, value: value.unwrap_or_default(), flags: 5, expiry: 0, datatype: 0, kind };
+    let Ok(item) = store.write(&found, new) else {
+        met.write_errors += 1;
+        return;
+    };
+    let vb = &mut model.borrow_mut()[store.id().0 as usize];
+    vb.writes.push(Written { key: key.to_vec(), value: value.map(<[u8]>::to_vec), cas: item.meta.cas });
+    assert_eq!(item.meta.seqno.0, vb.writes.len() as u64);
+}
+
+/// Scans a view in both orders. What comes before an error is a beginning of what the model says, without an error it is all of it.
+async fn scan(view: &ReadView, known: &VbModel, met: &mut Met) {
+    let expected = known.at(view.end());
+    let encoder: DocumentEncoder = Rc::new(|out, meta, key, value| {
+        out.extend_from_slice(format!("{} {} {value:?}\n", meta.seqno, key.escape_ascii()).as_bytes());
+    });
+    let mut all = String::new();
+    for (key, (seqno, value)) in &expected {
+        if let Some(value) = value {
+            all += &format!("{seqno} {} {value:?}\n", key[1..].escape_ascii());
+        }
+    }
+    let mut scan = KeyScan::new(view.clone(), KeyRange::collection(0), Content::Documents(encoder), None);
+    let (mut out, mut limits) =
+        (Vec::new(), Limits { buffer_bytes: 1 << 20, items: None, bytes: None, deadline_ns: None });
+    let stop = scan.fill(&mut out, &mut limits).await;
+    let out = String::from_utf8(out).unwrap();
+    assert!(all.starts_with(&out), "{view:?} in key order");
+    assert!(stop.is_err() || out == all, "{view:?} ends early without an error");
+    assert!(stop.is_err() || stop.is_ok_and(|stop| stop == Stop::End || stop == Stop::BufferFull));
+
+    let mut by_seqno: Vec<_> = expected.iter().map(|(key, (seqno, value))| (*seqno, key, value)).collect();
+    by_seqno.sort();
+    let mut next = by_seqno.iter();
+    let mut scan = SeqnoScan::new(view.clone(), Seqno(1));
+    let run = scan.run(|record| {
+        let (seqno, key, value) = next.next().expect("no more than the model has");
+        let shown = (!record.meta.kind.is_deleted()).then(|| record.value.to_vec());
+        assert_eq!((record.meta.seqno.0, record.key, &shown), (*seqno, &key[..], *value));
+        true
+    });
+    match run.await {
+        Ok(_) => assert_eq!(next.count(), 0, "{view:?} in seqno order ends early without an error"),
+        Err(_) => met.read_errors += 1,
+    }
+}
+
+/// One client, whose operations may all fail.
+async fn run(shard: &Shard, model: &Model, random: &mut Xoshiro256PlusPlus, operations: u32, met: &mut Met) {
+    let stores = shard.vbuckets();
+    for _ in 0..operations {
+        let store = &stores[random.random_range(0..stores.len())];
+        let key = format!("\0key{:02}", random.random_range(0..30));
+        match random.random_range(0..100) {
+            0..60 => {
+                let len = [20, 400, 4000][random.random_range(0..3)];
+                let value = vec![random.random::<u8>(); random.random_range(0..len)];
+                let value = random.random_bool(0.85).then_some(&value[..]);
+                write(store, model, key.as_bytes(), value, met).await;
+            }
+            60..75 => {
+                get(store, model, key.as_bytes(), met).await;
+            }
+            75..85 => {
+                let seqno = store.high_seqno();
+                if !store.wait_persisted(seqno).await {
+                    met.not_persisted += 1;
+                    assert!(
+                        shard.failure().is_some(),
+                        "only a failed shard leaves a waiter without its seqno"
+                    );
+                }
+            }
+            85..93 => {
+                if let Ok(view) = store.open_view().await {
+                    let known = model.borrow()[store.id().0 as usize].clone();
+                    scan(&view, &known, met).await;
+                }
+            }
+            93..97 => {
+                let _ = shard.flush().await;
+            }
+            _ => store.sleep(std::time::Duration::from_millis(3)).await,
+        }
+    }
+    met.failed_shards += u64::from(shard.failure().is_some());
+}
+
+/// After a start without faults everything acknowledged is there; what is not there is struck from the model.
+async fn check(shard: &Shard, model: &Model, known: &[Seqno], random: &mut Xoshiro256PlusPlus) {
+    for (store, reported) in shard.vbuckets().iter().zip(known) {
+        let high = store.high_seqno();
+        let vb = store.id();
+        assert!(high >= *reported, "vb {vb}: {reported} was reported persisted, only {high} was recovered");
+        let known = {
+            let vb = &mut model.borrow_mut()[vb.0 as usize];
+            assert!(high.0 <= vb.writes.len() as u64, "vb {vb:?}: seqno {high} was never written");
+            vb.writes.truncate(high.0 as usize);
+            vb.clone()
+        };
+        let view = store.open_view().await.unwrap();
+        check_view(&view, &known, random).await;
+    }
+}
+
+/// A scenario in which `injection` strikes a running shard; false if it did not strike.
+fn fail_running(seed: u64, injection: &Injection, met: &mut Met) -> bool {
+    let (sim, disk, shard, model) = new_world(seed);
+    let mut random = rng(seed);
+    disk.inject(injection.clone());
+    let known = sim.block_on(async {
+        run(&shard, &model, &mut random, OPERATIONS, met).await;
+        let _ = shard.close().await;
+        reported(&shard)
+    });
+    let struck = disk.stats().faults > 0;
+    drop(sim);
+    shard.detach();
+    drop(shard);
+    disk.crash(seed);
+    let sim = SimExecutor::new(seed);
+    disk.attach(&sim);
+    let env = sim.env();
+    sim.block_on(async {
+        let (shard, _) =
+            open_shard(&env, &disk).await.expect("a failed operation leaves a store that starts");
+        check(&shard, &model, &known, &mut random).await;
+        shard.detach();
+    });
+    struck
+}
+
+/// The store that the next function starts from: the end of a scenario that a crash cut off.
+struct Stopped {
+    images: [Vec<u8>; 2],
+    model: Vec<VbModel>,
+    known: Vec<Seqno>,
+}
+
+fn stopped(seed: u64) -> Stopped {
+    let (sim, disk, shard, model) = new_world(seed);
+    let mut random = rng(seed);
+    let known = sim.block_on(async {
+        run(&shard, &model, &mut random, OPERATIONS, &mut Met::default()).await;
+        reported(&shard)
+    });
+    drop(sim);
+    shard.detach();
+    disk.crash(seed);
+    let images = ["wal", "data"].map(|name| disk.image(name));
+    let model = model.borrow().clone();
+    Stopped { images, model, known }
+}
+
+/// A start in which `injection` strikes, a little work, and a start without faults.
+fn fail_starting(stopped: &Stopped, injection: &Injection, met: &mut Met) -> bool {
+    let disk = SimDisk::new(1);
+    for (name, image) in ["wal", "data"].iter().zip(&stopped.images) {
+        disk.set_image(name, image.clone());
+    }
+    let model: Model = Rc::new(std::cell::RefCell::new(stopped.model.clone()));
+    let mut known = stopped.known.clone();
+    let mut random = rng(2);
+    let sim = SimExecutor::new(1);
+    disk.attach(&sim);
+    let env = sim.env();
+    disk.inject(injection.clone());
+    sim.block_on(async {
+        match open_shard(&env, &disk).await {
+            Err(_) => met.refused_starts += 1,
+            Ok((shard, _)) => {
+                for store in shard.vbuckets() {
+                    let vb = &mut model.borrow_mut()[store.id().0 as usize];
+                    assert!(store.high_seqno() >= known[store.id().0 as usize]);
+                    vb.writes.truncate(store.high_seqno().0 as usize);
+                }
+                run(&shard, &model, &mut random, 30, met).await;
+                known = reported(&shard);
+                shard.detach();
+            }
+        }
+    });
+    let struck = disk.stats().faults > 0;
+    drop(sim);
+    disk.crash(3);
+    let sim = SimExecutor::new(2);
+    disk.attach(&sim);
+    let env = sim.env();
+    sim.block_on(async {
+        let (shard, _) = open_shard(&env, &disk).await.expect("a failed start leaves a store that starts");
+        check(&shard, &model, &known, &mut random).await;
+        shard.detach();
+    });
+    struck
+}
+
+/// Fails the n-th operation of each kind, once and from then on, until a run completes untouched; returns how many runs there were.
+fn error_loop(stride: u64, mut fails: impl FnMut(&Injection) -> bool) -> u64 {
+    let mut runs = 0;
+    for fault in [Fault::ReadError, Fault::WriteError, Fault::SyncError] {
+        for sticky in [false, true] {
+            let mut nth = 1;
+            loop {
+                let injection = Injection::nth(fault, nth);
+                let injection = if sticky { injection.sticky() } else { injection };
+                runs += 1;
+                if !fails(&injection) {
+                    break;
+                }
+                nth += stride;
+            }
+            assert!(nth > 1, "{fault:?} never struck");
+        }
+    }
+    runs
+}
+
+fn stride(sparse: u64) -> u64 {
+    if std::env::var_os("RINGBASE_EXHAUSTIVE").is_some() { 1 } else { sparse }
+}
+
+/// G7: the n-th read, write or sync fails, once or for good, for each n of a scenario with flushes, merges, views and scans. No panic, no
+/// wrong answer, and what was acknowledged is there after the next start.
+#[test]
+fn any_failed_operation_gives_no_wrong_answer_and_loses_nothing_acknowledged() {
+    let mut met = Met::default();
+    let runs = error_loop(stride(23), |injection| fail_running(31, injection, &mut met));
+    println!("{runs} runs of {OPERATIONS} operations: {met:?}");
+    let Met { read_errors, write_errors, not_persisted, failed_shards, .. } = met;
+    assert!(
+        [read_errors, write_errors, not_persisted, failed_shards].iter().all(|&count| count > 0),
+        "{met:?}"
+    );
+}
+
+/// G7: the same while a shard recovers.
+#[test]
+fn any_failed_operation_of_a_start_leaves_a_store_that_starts() {
+    let mut met = Met::default();
+    let stopped = stopped(33);
+    let runs = error_loop(stride(5), |injection| fail_starting(&stopped, injection, &mut met));
+    println!("{runs} starts: {met:?}");
+    assert!(met.refused_starts > 0 && met.failed_shards > 0, "{met:?}");
+}
+
+/// What became of a lying write.
+#[derive(Debug, Default, Clone, Copy)]
+struct Lies {
+    struck: u64,
+    /// The start named the damage.
+    refused: u64,
+    /// A read named the damage.
+    noticed: u64,
+    /// Nothing that is needed was hit, or it was written again.
+    harmless: u64,
+    /// The last commit of the log was the one that was lost: nothing was written after it that could tell.
+    last_commit: u64,
+}
+
+/// One write lies; afterwards everything that is shown is right, or an error says so.
+fn lie(seed: u64, fault: Fault, lies: &mut Lies) {
+    let (sim, disk, shard, model) = new_world(seed);
+    let mut random = rng(seed ^ 0x11e5);
+    let mut met = Met::default();
+    let before = disk.stats().writes;
+    let nth = random.random_range(1..250);
+    disk.inject(Injection::nth(fault, nth));
+    let (known, commits) = sim.block_on(async {
+        let commits = || shard.metrics().wal_commit_ns.histogram().len();
+        let mut struck_at = None;
+        for _ in 0..random.random_range(50..400) {
+            run(&shard, &model, &mut random, 1, &mut met).await;
+            if disk.stats().faults > 0 && struck_at.is_none() {
+                struck_at = Some(commits());
+            }
+        }
+        if random.random_bool(0.3) {
+            let _ = shard.close().await;
+        }
+        (reported(&shard), struck_at.map(|at| commits() - at))
+    });
+    assert!(disk.stats().writes > before);
+    if disk.stats().faults == 0 {
+        return;
+    }
+    lies.struck += 1;
+    drop(sim);
+    shard.detach();
+    drop(shard);
+    // Everything that was reported written stays: what is missing is missing because of the lie.
+    disk.crash_with(Crash::KeepAll, seed);
+    let sim = SimExecutor::new(seed);
+    disk.attach(&sim);
+    let env = sim.env();
+    sim.block_on(async {
+        let Ok((shard, _)) = open_shard(&env, &disk).await else {
+            lies.refused += 1;
+            return;
+        };
+        let errors = met.read_errors;
+        let mut short = false;
+        for vb in 0..VBUCKETS {
+            let store = shard.vbucket(BUCKET, VbId(vb)).unwrap();
+            let high = store.high_seqno();
+            short |= high < known[vb as usize];
+            assert!(high.0 <= model.borrow()[vb as usize].writes.len() as u64, "vb {vb}: {high} was never written");
+            model.borrow_mut()[vb as usize].writes.truncate(high.0 as usize);
+            for n in 0..30 {
+                get(&store, &model, format!("\0key{n:02}").as_bytes(), &mut met).await;
+            }
+            if let Ok(view) = store.open_view().await {
+                let known = model.borrow()[vb as usize].clone();
+                scan(&view, &known, &mut met).await;
+            }
+        }
+        if short {
+            assert!(
+                commits.is_none_or(|commits| commits <= 1),
+                "seed {seed}: acknowledged writes are gone, and {commits:?} commits after the lie nobody noticed"
+            );
+            lies.last_commit += 1;
+        } else if met.read_errors > errors {
+            lies.noticed += 1;
+        } else {
+            lies.harmless += 1;
+        }
+        shard.detach();
+    });
+}
+
+fn lie_seeds() -> u64 {
+    std::env::var("RINGBASE_SEEDS").map_or(1000, |text| text.parse().expect("a number of seeds"))
+}
+
+fn lie_all(fault: Fault) -> Lies {
+    let mut lies = Lies::default();
+    for seed in 0..lie_seeds() {
+        let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| lie(seed, fault, &mut lies)));
+        if let Err(panic) = caught {
+            eprintln!("violation at seed {seed} of {fault:?}");
+            std::panic::resume_unwind(panic);
+        }
+    }
+    println!("{fault:?}: {lies:?}");
+    assert!(lies.struck > lie_seeds() / 2 && lies.refused > 0 && lies.noticed > 0, "{lies:?}");
+    lies
+}
+
+/// G5: a write that the device acknowledged and dropped is noticed where it matters. The residual case is the last commit of the log, after
+/// which nothing was written that could name it: then a gap-free prefix is recovered, and a new branch begins at its end.
+#[test]
+fn a_lost_write_is_noticed_or_was_the_last_commit() {
+    let lies = lie_all(Fault::LostWrite);
+    assert!(lies.last_commit * 20 < lies.struck, "{lies:?}");
+}
+
+/// G5: a write that went elsewhere is noticed.
+#[test]
+fn a_misdirected_write_is_noticed() {
+    let lies = lie_all(Fault::MisdirectedWrite);
+    assert_eq!(lies.last_commit, 0, "{lies:?}");
+}

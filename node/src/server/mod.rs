@@ -24,6 +24,7 @@ use signal_hook::iterator::Signals;
 
 use crate::auth::Users;
 use crate::auth::users::{UsersError, os_random};
+use crate::check::preflight;
 use crate::command::{Catalog, CatalogOptions};
 use crate::config::{Config, ConfigError};
 use crate::core::doorbell::Doorbell;
@@ -58,6 +59,9 @@ pub enum ServeError {
     /// A core.
     #[error(transparent)]
     Start(#[from] StartError),
+    /// The kernel, or a limit of this process.
+    #[error("this machine does not let a node run: {0}; `ringbase check` tells more")]
+    Machine(String),
     /// The users file.
     #[error("cannot use the users file")]
     Users(#[source] Box<UsersError>),
@@ -160,12 +164,40 @@ enum Event {
     Signal(i32),
 }
 
+/// Reports for a core; also that its thread ended without having come to its end, or never ran.
+struct Watch {
+    core: CoreId,
+    events: mpsc::Sender<Event>,
+    ended: bool,
+}
+
+impl Watch {
+    fn tell(&self, what: CoreReport) {
+        // Fails only when the main thread no longer listens.
+        let _ = self.events.send(Event::Core(self.core, Box::new(what)));
+    }
+
+    /// The core came to its end.
+    fn end(mut self) {
+        self.ended = true;
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.tell(CoreReport::Failed("its thread ended early".into()));
+        }
+    }
+}
+
 /// Runs a node until SIGTERM or SIGINT. `ready` is called once it serves.
 ///
 /// # Errors
 /// What keeps it from starting, or from stopping cleanly.
 pub fn serve(config: &Config, ready: impl FnOnce(&ReadyLine)) -> Result<(), ServeError> {
     let started = std::time::Instant::now();
+    preflight().map_err(ServeError::Machine)?;
     let users = match &config.users {
         Some(path) => Users::load(path).map_err(|error| ServeError::Users(Box::new(error)))?,
         None => Users::development(&mut os_random),
@@ -228,13 +260,10 @@ pub fn serve(config: &Config, ready: impl FnOnce(&ReadyLine)) -> Result<(), Serv
             admission: admission.clone(),
             orders: orders.clone(),
         };
-        let report = events.clone();
+        let watch = Watch { core, events: events.clone(), ended: false };
         let thread = executor::start(core, cpus[index], &settings, move || async move {
-            let tell = {
-                let report = report.clone();
-                move |what: CoreReport| drop(report.send(Event::Core(core, Box::new(what))))
-            };
-            run_core(plan, tell).await;
+            run_core(plan, |what| watch.tell(what)).await;
+            watch.end();
         })?;
         running.push((thread, orders));
     }
@@ -292,8 +321,10 @@ impl Node {
         }
         let Node { running, inbox, .. } = self;
         for (thread, _) in running {
-            let joined = thread.join().map_err(ServeError::from);
-            result = result.and(joined);
+            // What ended a thread says more than that it ended.
+            if let Err(error) = thread.join() {
+                result = Err(error.into());
+            }
         }
         for event in inbox.try_iter() {
             if let Event::Core(core, report) = event

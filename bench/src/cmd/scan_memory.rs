@@ -1,7 +1,8 @@
 //! `ringbench scan-memory`: what scans cost in memory while they stand still half-way.
 //!
 //! Twice: with clients that have stopped reading in the middle of an unlimited continue, and with scans between two continues. Resident
-//! memory without the block cache is compared with that of the node before its first scan.
+//! memory without the block cache is compared with that of the same node at rest, after a scan has filled the cache: what the cache needs
+//! beyond the blocks it counts (allocation, its table) is there in both. The node before its first scan is shown, too.
 //!
 //! Invariants
 //! - All scans exist at the moment of the measurement, which the node confirms; afterwards they go on to their end and find every key.
@@ -18,7 +19,7 @@ use ringbase::protocol::range_scan::RangeScanCreate;
 use ringbase_storage::types::VbId;
 use serde_json::json;
 
-use super::{fill, restart};
+use super::{fill, restart, scan};
 use crate::error::BenchError;
 use crate::node::{Control, NodeProcess};
 use crate::report::table;
@@ -68,6 +69,27 @@ impl Memory {
     }
 }
 
+/// The moments of one kind of standing still.
+#[derive(Debug, Clone, Copy, serde::Serialize)]
+struct Found {
+    what: &'static str,
+    /// Before the first scan.
+    started: Memory,
+    /// At rest, the block cache filled.
+    idle: Memory,
+    /// Every scan in its middle.
+    halfway: Memory,
+    /// All scans ended.
+    after: Memory,
+}
+
+impl Found {
+    /// What the scans hold.
+    fn above_idle_bytes(&self) -> i64 {
+        self.halfway.without_cache() - self.idle.without_cache()
+    }
+}
+
 /// A gate that is closed until it is opened, for good.
 #[derive(Default)]
 struct Gate {
@@ -103,6 +125,9 @@ pub(crate) fn run(args: &ScanMemoryArgs) -> Result<(), BenchError> {
         eprintln!("{} scans, {name} (node ready in {} ms)", args.node.vbuckets, node.started_in_ms());
         let mut control = node.connect()?;
         std::thread::sleep(SETTLE);
+        let started = Memory::look(&node, &mut control)?;
+        scan(&node, args.node.vbuckets, true, 2, generator.count())?;
+        std::thread::sleep(SETTLE);
         let idle = Memory::look(&node, &mut control)?;
         let (halfway, keys) = stand_still(&node, &mut control, args.node.vbuckets, half, limits)?;
         let after = Memory::look(&node, &mut control)?;
@@ -112,11 +137,10 @@ pub(crate) fn run(args: &ScanMemoryArgs) -> Result<(), BenchError> {
             let text = format!("{} scans stood still, and found {keys} keys in the end", halfway.scans);
             return Err(BenchError::Unsound(text));
         }
-        found.push((name, [("idle", idle), ("half-way", halfway), ("after", after)]));
+        found.push(Found { what: name, started, idle, halfway, after });
     }
     show(args, &found);
-    let worst =
-        found.iter().map(|(_, [(_, idle), (_, halfway), _])| halfway.without_cache() - idle.without_cache());
+    let worst = found.iter().map(Found::above_idle_bytes);
     match worst.max() {
         Some(bytes) if bytes > ALLOWED_BYTES => Err(BenchError::Unsound(format!(
             "scans that stand still hold {:.1} MiB besides the block cache, more than 16 MiB",
@@ -189,33 +213,31 @@ fn stand_still(
     })
 }
 
-fn show(args: &ScanMemoryArgs, found: &[(&str, [(&str, Memory); 3])]) {
+fn show(args: &ScanMemoryArgs, found: &[Found]) {
     if args.json {
         let list: Vec<_> = found
             .iter()
-            .map(|(name, [(_, idle), (_, halfway), (_, after)])| {
-                json!({ "what": name, "idle": idle, "half_way": halfway, "after": after,
-                        "above_idle_bytes": halfway.without_cache() - idle.without_cache() })
-            })
+            .map(|found| json!({ "above_idle_bytes": found.above_idle_bytes(), "moments": found }))
             .collect();
         println!("{}", json!(list));
         return;
     }
     let mib = |bytes: i64| format!("{:.1}", bytes as f64 / f64::from(1 << 20));
+    let row = |what: &str, moment: &str, memory: &Memory, idle: &Memory| {
+        [
+            format!("{what}, {moment}"),
+            memory.scans.to_string(),
+            mib(memory.resident_bytes as i64),
+            mib(memory.block_cache_bytes as i64),
+            mib(memory.without_cache()),
+            mib(memory.without_cache() - idle.without_cache()),
+        ]
+    };
     let rows: Vec<[String; 6]> = found
         .iter()
-        .flat_map(|(name, moments)| {
-            let idle = moments[0].1.without_cache();
-            moments.iter().map(move |(moment, memory)| {
-                [
-                    format!("{name}, {moment}"),
-                    memory.scans.to_string(),
-                    mib(memory.resident_bytes as i64),
-                    mib(memory.block_cache_bytes as i64),
-                    mib(memory.without_cache()),
-                    mib(memory.without_cache() - idle),
-                ]
-            })
+        .flat_map(|Found { what, started, idle, halfway, after }| {
+            [("before the first scan", started), ("idle", idle), ("half-way", halfway), ("after", after)]
+                .map(|(moment, memory)| row(what, moment, memory, idle))
         })
         .collect();
     let columns = ["moment", "scans", "RSS MiB", "block cache MiB", "without cache MiB", "above idle MiB"];

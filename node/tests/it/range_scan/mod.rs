@@ -6,3 +6,4 @@ mod model;
 mod requests;
 mod resources;
 mod rig;
+mod spans;

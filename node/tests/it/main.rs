@@ -2,8 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "all of this crate is tests, helpers too")]
 
+mod end_to_end;
+mod kill_loop;
 mod mutated_frames;
 mod peer_bytes;
-mod process;
 mod range_scan;
 mod vectors;

@@ -1,0 +1,11 @@
+//! The binary, end to end: a real node in a process of its own, real sockets, real files.
+
+pub(crate) mod rig;
+
+mod bootstrap;
+mod data;
+mod durability;
+mod malformed;
+mod refusals;
+mod resources;
+mod scans;

@@ -11,6 +11,8 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use crate::range_scan::{SendSize, SettingError};
+
 /// A number of bytes, written as `512MiB`, `64k`, `4096`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ByteSize(pub u64);
@@ -65,47 +67,29 @@ impl<'de> Deserialize<'de> for ByteSize {
     }
 }
 
-/// When a range scan sends its buffer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SendSize {
-    /// The size that measured best.
-    Auto,
-    /// This many bytes; 0 sends every record by itself, 8192 is what the reference does.
-    Bytes(u64),
+/// The size of a range scan's buffer, with or without a unit.
+fn parse_send_size(text: &str) -> Result<SendSize, String> {
+    if text == "auto" {
+        return Ok(SendSize::Auto);
+    }
+    let size: ByteSize = text.parse()?;
+    size.0.to_string().parse().map_err(|error: SettingError| error.to_string())
 }
 
-/// Largest buffer that may be asked for, in bytes.
-pub const SEND_SIZE_MAX: u64 = 256 << 20;
-
-impl FromStr for SendSize {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<SendSize, String> {
-        if text == "auto" {
-            return Ok(SendSize::Auto);
-        }
-        let ByteSize(bytes) = text.parse()?;
-        if bytes > SEND_SIZE_MAX {
-            return Err(format!("{text} is above the largest buffer, {}", ByteSize(SEND_SIZE_MAX)));
-        }
-        Ok(SendSize::Bytes(bytes))
+fn deserialize_send_size<'de, D: serde::Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<SendSize>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Either {
+        Number(u64),
+        Text(String),
     }
-}
-
-impl<'de> Deserialize<'de> for SendSize {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<SendSize, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(untagged)]
-        enum Either {
-            Number(u64),
-            Text(String),
-        }
-        let text = match Either::deserialize(deserializer)? {
-            Either::Number(number) => number.to_string(),
-            Either::Text(text) => text,
-        };
-        text.parse().map_err(serde::de::Error::custom)
-    }
+    let text = match Either::deserialize(deserializer)? {
+        Either::Number(number) => number.to_string(),
+        Either::Text(text) => text,
+    };
+    parse_send_size(&text).map(Some).map_err(serde::de::Error::custom)
 }
 
 /// The settings of `ringbase serve`, as flags and as keys of the file. What is not given has a default.
@@ -150,7 +134,8 @@ pub struct ServeArgs {
     #[arg(long, value_name = "N")]
     pub wal_segments: Option<u32>,
     /// When a range scan sends its buffer: `auto`, or a size from 0 to 256MiB; 8192 is what the reference does.
-    #[arg(long, value_name = "SIZE")]
+    #[arg(long, value_name = "SIZE", value_parser = parse_send_size)]
+    #[serde(default, deserialize_with = "deserialize_send_size")]
     pub range_scan_read_buffer_send_size: Option<SendSize>,
     /// Seconds after its creation when a range scan is cancelled [default: 180].
     #[arg(long, value_name = "SECONDS")]
@@ -406,10 +391,12 @@ mod tests {
 
     #[test]
     fn the_send_size_is_auto_or_at_most_256_mib() {
-        assert_eq!("auto".parse(), Ok(SendSize::Auto));
-        assert_eq!("8192".parse(), Ok(SendSize::Bytes(8192)));
-        assert_eq!("256MiB".parse(), Ok(SendSize::Bytes(256 << 20)));
-        assert!("257MiB".parse::<SendSize>().is_err());
+        assert_eq!(parse_send_size("auto"), Ok(SendSize::Auto));
+        assert_eq!(parse_send_size("8192"), Ok(SendSize::Fixed(8192)));
+        assert_eq!(parse_send_size("256MiB"), Ok(SendSize::Fixed(256 << 20)));
+        assert!(parse_send_size("257MiB").is_err());
+        let file: ServeArgs = toml::from_str("range_scan_read_buffer_send_size = \"64KiB\"").unwrap();
+        assert_eq!(file.range_scan_read_buffer_send_size, Some(SendSize::Fixed(64 << 10)));
     }
 
     #[test]

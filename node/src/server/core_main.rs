@@ -23,7 +23,7 @@ use ringbase_storage::types::{BucketId, ShardId};
 
 use super::{Orders, Step};
 use crate::bucket::Engine;
-use crate::config::{Config, SendSize};
+use crate::config::Config;
 use crate::core::doorbell::DoorbellWaiter;
 use crate::core::event::Event;
 use crate::core::ring_host::HostedRing;
@@ -130,10 +130,7 @@ async fn live(plan: CorePlan, tell: &impl Fn(CoreReport)) -> Result<(), String> 
         scans: RangeScanConfig {
             scans_max: range_scan::scans_max(config.memory_bytes),
             max_lifetime: config.scan_lifetime,
-            send_size: match config.send_size {
-                SendSize::Auto => range_scan::SendSize::Auto,
-                SendSize::Bytes(bytes) => range_scan::SendSize::Fixed(bytes as usize),
-            },
+            send_size: config.send_size,
             readers_max: 0,
         },
     };

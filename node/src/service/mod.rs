@@ -24,7 +24,6 @@ use std::sync::Arc;
 
 use ringbase_storage::env::Env;
 use ringbase_storage::io::ring::Ring;
-use ringbase_storage::vbstore::VbStore;
 
 use crate::bucket::Engine;
 use crate::command::{self, Catalog, Next, Outcome, Reply, Request, SessionView, execute, must_run_alone};
@@ -32,7 +31,7 @@ use crate::core::CoreId;
 use crate::core::mailbox::{MailboxEnds, Mailboxes, mailboxes};
 use crate::net::{self, Connection, Order, Ticket};
 use crate::protocol::{Frame, Opcode};
-use crate::range_scan::{ActiveVbuckets, RangeScanConfig, RangeScans, VbAddress};
+use crate::range_scan::{RangeScanConfig, RangeScans};
 use crate::telemetry::CoreTimings;
 use message::{Message, Token};
 use outbox::Outbox;
@@ -98,25 +97,16 @@ pub struct CoreService {
     weak: std::rc::Weak<CoreService>,
 }
 
-struct LocalVbuckets(Rc<Engine>);
-
-impl ActiveVbuckets for LocalVbuckets {
-    fn active(&self, at: VbAddress) -> Option<Rc<VbStore>> {
-        self.0.vbucket(at.bucket, at.vb).cloned()
-    }
-}
-
 impl CoreService {
     /// Starts the service and connects it with the other cores', which must all do the same.
     pub async fn start(parts: CoreParts, mail: CoreMail) -> Rc<CoreService> {
         let CoreParts { core, env, engine, ring, hosts, catalog, scans } = parts;
         let engine = Rc::new(engine);
-        let vbuckets = Rc::new(LocalVbuckets(engine.clone()));
         let timings = Rc::new(CoreTimings::default());
         let service = Rc::new_cyclic(|weak| CoreService {
             core,
             shared: command::session::Shared::new(catalog, env.clone()),
-            scans: RangeScans::new(env.clone(), vbuckets, scans),
+            scans: RangeScans::new(env.clone(), engine.clone(), scans),
             env,
             engine,
             ring,

@@ -63,7 +63,8 @@ summary() {
 # Every target of every fuzz package, from a copy of its corpus: a run must not change the tree. The stable compiler does.
 stage_fuzz() {
   local package name corpus log
-  for package in */fuzz; do
+  for package in */fuzz/Cargo.toml; do
+    package=${package%/Cargo.toml}
     cargo metadata --locked --format-version 1 --manifest-path "$package/Cargo.toml" >/dev/null ||
       { echo "stale $package/Cargo.lock: run cargo check --manifest-path $package/Cargo.toml and commit it" >&2; return 1; }
     for name in $(cargo fuzz list --fuzz-dir "$package"); do

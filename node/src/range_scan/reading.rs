@@ -59,10 +59,17 @@ impl RangeScans {
             deadline_ns,
         };
         scan.lend(connection);
-        *scan.waiting.borrow_mut() = Some(Waiting { sink, connection, started_ns });
+        let span = tracing::debug_span!(
+            "range_scan_continue",
+            vb = at.vb.0,
+            scan = %scan.id,
+            records = tracing::field::Empty,
+            bytes = tracing::field::Empty,
+            result = tracing::field::Empty
+        );
+        *scan.waiting.borrow_mut() = Some(Waiting { sink, connection, started_ns, span: span.clone() });
         scan.continues.set(scan.continues.get() + 1);
         scan.progress.set(Some(Progress { request, deadline_ns, from: scan.counts.get() }));
-        let span = tracing::debug_span!("range_scan_continue", vb = at.vb.0, scan = %scan.id);
         let core = core.clone();
         core.env.clone().spawn("range scan continue", run(core, scan, reader, limits).instrument(span));
     }

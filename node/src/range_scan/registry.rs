@@ -296,7 +296,9 @@ impl ScanCore {
         let waiting = scan.waiting.borrow_mut().take();
         scan.changed.notify_all();
         self.turns.notify();
-        let (Some(waiting), Some(status)) = (waiting, status) else { return };
+        let Some(waiting) = waiting else { return };
+        let Some(status) = status else { return scan.explain(&waiting, &"disconnected") };
+        scan.explain(&waiting, &status);
         self.metrics.continue_ns.record(self.now() - waiting.started_ns);
         waiting.sink.send(ScanFrame::without_records(status, scan.described.kind, self.pool.head_only()));
     }
@@ -373,6 +375,7 @@ impl ScanCore {
     /// Answers a continue with its final frame.
     fn finish(&self, scan: &Rc<Scan>, status: Status, buffer: ScanBuffer) {
         let Some(waiting) = scan.waiting.borrow_mut().take() else { return };
+        scan.explain(&waiting, &status);
         self.metrics.continue_ns.record(self.now() - waiting.started_ns);
         waiting.sink.send(self.frame(scan, status, buffer));
     }

@@ -72,6 +72,7 @@ pub(super) struct Waiting {
     pub(super) sink: Rc<dyn FrameSink>,
     pub(super) connection: ConnectionId,
     pub(super) started_ns: u64,
+    pub(super) span: tracing::Span,
 }
 
 /// The limits of the latest continue and what it has used.
@@ -115,6 +116,15 @@ pub(super) struct Scan {
 }
 
 impl Scan {
+    /// Tells the span of a continue what it delivered and how it ended.
+    pub(super) fn explain(&self, ended: &Waiting, result: &dyn std::fmt::Display) {
+        let (counts, from) =
+            (self.counts.get(), self.progress.get().map_or_else(ScanCounts::default, |p| p.from));
+        ended.span.record("records", counts.records - from.records);
+        ended.span.record("bytes", counts.bytes - from.bytes);
+        ended.span.record("result", tracing::field::display(result));
+    }
+
     pub(super) fn is_continuing(&self) -> bool {
         self.state.get() == ScanState::Continuing
     }

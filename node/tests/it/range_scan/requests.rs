@@ -370,7 +370,7 @@ fn statistics_show_a_scan_with_its_limits_and_progress() {
         ("byte_limit", "100000"),
         ("state", "State::Idle"),
         ("name", "nightly"),
-        ("send_threshold", "262144"),
+        ("send_threshold", "524288"),
         ("vbuuid", &rig.store().uuid().to_string()),
     ] {
         assert_eq!(rig.stat(key).as_deref(), Some(value), "{key}");

@@ -58,47 +58,63 @@ impl Recorded {
     }
 }
 
+/// Scans that end in every way there is.
+fn scenario() {
+    let config = RangeScanConfig { send_size: SendSize::Fixed(20_000), ..RangeScanConfig::default() };
+    let rig = Rig::with(1, config);
+    rig.load_large(300);
+    let id = rig.create(all_keys()).unwrap();
+    rig.go_on(id, [10, 0, 0]);
+    rig.go_on(id, [0; 3]);
+    let id = rig.create(all_keys()).unwrap();
+    let inbox = rig.client().start(id, [0; 3]);
+    rig.settle();
+    rig.scans.cancel(AT, id).unwrap();
+    inbox.clear();
+    let id = rig.create(all_keys()).unwrap();
+    let inbox = rig.client().start(id, [0; 3]);
+    rig.settle();
+    rig.scans.connection_gone(CLIENT);
+    inbox.clear();
+    let id = rig.create(all_keys()).unwrap();
+    rig.clock.broken.set(true);
+    rig.go_on(id, [0, 1000, 0]);
+    rig.clock.broken.set(false);
+    let id = rig.create(RangeScanCreate::default()).unwrap();
+    rig.disk.inject(Injection::next(Fault::ReadError).on("data").sticky());
+    rig.go_on(id, [0; 3]);
+    rig.settle();
+    rig.vbuckets.inactive.set(true);
+}
+
 /// T1.5, T1.7 for range scans: success, yield, cancel, failure and panic each leave closed spans with a result.
 #[test]
 fn every_create_continue_and_buffer_is_a_closed_span_with_its_result() {
+    let name = "range_scan::spans::recorded_alone";
+    let alone = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", name, "--ignored", "--test-threads=1"])
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&alone.stdout);
+    assert!(alone.status.success() && text.contains("1 passed"), "{text}");
+}
+
+/// A span that another test reaches for the first time just while a subscriber is made stays off for ever.
+#[test]
+#[ignore = "run by every_create_continue_and_buffer_is_a_closed_span_with_its_result in a process of its own"]
+fn recorded_alone() {
     let recorded = Recorded::default();
     let subscriber = tracing_subscriber::registry().with(recorded.clone());
     let _default = tracing::subscriber::set_default(subscriber);
-    {
-        let config = RangeScanConfig { send_size: SendSize::Fixed(20_000), ..RangeScanConfig::default() };
-        let rig = Rig::with(1, config);
-        rig.load_large(300);
-        let id = rig.create(all_keys()).unwrap();
-        rig.go_on(id, [10, 0, 0]);
-        rig.go_on(id, [0; 3]);
-        let id = rig.create(all_keys()).unwrap();
-        let inbox = rig.client().start(id, [0; 3]);
-        rig.settle();
-        rig.scans.cancel(AT, id).unwrap();
-        inbox.clear();
-        let id = rig.create(all_keys()).unwrap();
-        let inbox = rig.client().start(id, [0; 3]);
-        rig.settle();
-        rig.scans.connection_gone(CLIENT);
-        inbox.clear();
-        let id = rig.create(all_keys()).unwrap();
-        rig.clock.broken.set(true);
-        rig.go_on(id, [0, 1000, 0]);
-        rig.clock.broken.set(false);
-        let id = rig.create(RangeScanCreate::default()).unwrap();
-        rig.disk.inject(Injection::next(Fault::ReadError).on("data").sticky());
-        rig.go_on(id, [0; 3]);
-        rig.settle();
-        rig.vbuckets.inactive.set(true);
-    }
+    scenario();
     assert!(recorded.open.lock().unwrap().is_empty(), "{:?}", recorded.open.lock().unwrap());
     assert_eq!(recorded.results("range_scan_create"), ["SUCCESS"; 5]);
     assert_eq!(
         recorded.results("range_scan_continue"),
         [
-            "RangeScanMore",
-            "RangeScanComplete",
-            "RangeScanCancelled",
+            "RANGE_SCAN_MORE",
+            "RANGE_SCAN_COMPLETE",
+            "RANGE_SCAN_CANCELLED",
             "disconnected",
             "EINTERNAL",
             "EINTERNAL"

@@ -12,7 +12,7 @@
 use std::io;
 use std::rc::Rc;
 
-use super::{RUNS_MAX, VbStore, Version};
+use super::{RUNS_MAX, RUNS_UNMERGED_MAX, VbStore, Version};
 use crate::extent::Extents;
 use crate::format::index::DeathMark;
 use crate::format::key_block::meta_of;
@@ -75,8 +75,7 @@ impl VbStore {
             let Some(table) = state.frozen.front().cloned() else { return Ok(None) };
             (table, state.version.clone())
         };
-        let merged =
-            if version.runs.len() >= RUNS_MAX { Some(self.merge(&version.runs).await?) } else { None };
+        let merged = if version.runs.len() >= RUNS_MAX { self.merge(&version.runs).await? } else { None };
         let (env, space, identity) = (self.core.env(), self.core.space(), self.identity());
         let segment_id = self.core.next_object();
         let mut segment = SegmentWriter::new(space.clone(), identity, segment_id, table.record_bytes());
@@ -96,11 +95,22 @@ impl VbStore {
         Ok(Some(Prepared { table, segment, run, marks, marks_desc, merged }))
     }
 
-    async fn merge(&self, runs: &[Rc<Run>]) -> Result<(Vec<u64>, Rc<Run>), MergeError> {
+    /// Merges all runs into one. `None` if one of them cannot be read: then they stay as they are, one more each flush, so that damage to a run
+    /// costs the keys in it and not the flushes of its shard.
+    async fn merge(&self, runs: &[Rc<Run>]) -> Result<Option<(Vec<u64>, Rc<Run>)>, MergeError> {
         let id = self.core.next_object();
-        let run = merge_runs(self.core.env(), self.core.space(), self.identity(), id, runs).await?;
-        self.core.metrics().merges.add(1);
-        Ok((runs.iter().map(|run| run.desc().id).collect(), run))
+        match merge_runs(self.core.env(), self.core.space(), self.identity(), id, runs).await {
+            Ok(run) => {
+                self.core.metrics().merges.add(1);
+                Ok(Some((runs.iter().map(|run| run.desc().id).collect(), run)))
+            }
+            Err(MergeError::Read(error)) if runs.len() < RUNS_UNMERGED_MAX => {
+                let (bucket, vb, runs) = (self.bucket.0, self.vb.0, runs.len());
+                tracing::warn!(bucket, vb, runs, %error, "runs cannot be merged, one cannot be read");
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// The manifest records of a prepared flush.

@@ -7,7 +7,7 @@
 //! - Seqnos rise by one a write. The persisted seqno follows a successful sync only.
 //! - Every version that is not flushed is in the hash table. A key with a read under way is not, and everything that wants it waits in order of
 //!   arrival.
-//! - At most [`RUNS_MAX`] runs. At most [`FROZEN_MAX`] frozen memtables, beyond that opening a view waits for a flush.
+//! - At most [`RUNS_MAX`] runs, [`RUNS_UNMERGED_MAX`] while one cannot be read. At most [`FROZEN_MAX`] frozen memtables, beyond that opening a view waits for a flush.
 //! - What a live view sees stays: frozen memtables until they are flushed, then what they became; runs and segments it holds.
 //!
 //! Does not know: the vbucket's role, clients, expiry's rules, DCP.
@@ -39,6 +39,9 @@ use crate::types::{BucketId, Cas, FailoverEntry, Item, Seqno, VbId, VbUuid};
 
 /// Most key runs of a vbucket; a flush that would add one more merges them first.
 pub const RUNS_MAX: usize = 8;
+
+/// Most key runs of a vbucket one of whose runs cannot be read.
+pub const RUNS_UNMERGED_MAX: usize = 64;
 
 /// Most frozen memtables of a vbucket.
 pub const FROZEN_MAX: usize = 4;

@@ -83,7 +83,9 @@ impl VbStore {
         };
         if crowded() {
             self.core.want_flush();
-            self.flushed_event.until(|| !crowded() || self.core.has_failed()).await;
+            let failures = || self.core.metrics().flush_failures.get();
+            let before = failures();
+            self.flushed_event.until(|| !crowded() || self.core.has_failed() || failures() > before).await;
         }
         let cell = {
             let state = &mut *self.state.borrow_mut();
@@ -91,7 +93,8 @@ impl VbStore {
                 state.freeze();
             }
             if !state.active.is_empty() {
-                let reason = self.core.failure().unwrap_or_else(|| "stopped".into());
+                let reason =
+                    self.core.failure().unwrap_or_else(|| "what is in memory cannot be flushed".into());
                 return Err(ViewError::Failed { reason });
             }
             let cell = Rc::new(ViewCell {

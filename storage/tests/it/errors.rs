@@ -330,13 +330,13 @@ fn lie(seed: u64, fault: Fault, lies: &mut Lies) {
         (reported(&shard), struck_at.map(|at| commits() - at))
     });
     assert!(disk.stats().writes > before);
+    drop(sim);
+    shard.detach();
+    drop(shard);
     if disk.stats().faults == 0 {
         return;
     }
     lies.struck += 1;
-    drop(sim);
-    shard.detach();
-    drop(shard);
     // Everything that was reported written stays: what is missing is missing because of the lie.
     disk.crash_with(Crash::KeepAll, seed);
     let sim = SimExecutor::new(seed);

@@ -404,9 +404,9 @@ fn a_lost_write_is_noticed_or_was_the_last_commit() {
     assert!(lies.last_commit * 20 < lies.struck, "{lies:?}");
 }
 
-/// G5: a write that went elsewhere is noticed.
+/// G5: a write that went elsewhere is noticed, but for the last commit of the log, as above.
 #[test]
-fn a_misdirected_write_is_noticed() {
+fn a_misdirected_write_is_noticed_or_was_the_last_commit() {
     let lies = lie_all(Fault::MisdirectedWrite);
-    assert_eq!(lies.last_commit, 0, "{lies:?}");
+    assert!(lies.last_commit * 20 < lies.struck, "{lies:?}");
 }

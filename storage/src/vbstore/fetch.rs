@@ -50,9 +50,9 @@ impl VbStore {
         let mut state = self.state.borrow_mut();
         let waiting = state.fetching.remove(key).unwrap_or_default();
         if let Ok(Found::Version(item)) = &found
-            && self.core.has_resident_room(item.resident_bytes())
+            && self.memory.has_resident_room(item.resident_bytes())
         {
-            self.core.add_resident(item.resident_bytes() as i64);
+            self.memory.add_resident(item.resident_bytes() as i64);
             state.table.insert(item.clone());
         }
         drop(state);

@@ -12,6 +12,7 @@
 //!
 //! Does not know: the vbucket's role, clients, expiry's rules, DCP.
 
+mod end;
 mod fetch;
 mod flush;
 mod view;
@@ -33,7 +34,7 @@ use crate::hashtable::HashTable;
 use crate::memtable::Memtable;
 use crate::reader::ReadError;
 use crate::run::{Run, filter_hash};
-use crate::shard::ShardCore;
+use crate::shard::{BucketMemory, ShardCore};
 use crate::sync::Event;
 use crate::types::{BucketId, Cas, FailoverEntry, Item, Seqno, VbId, VbUuid};
 
@@ -130,6 +131,8 @@ pub struct VbStore {
     vb: VbId,
     core: Rc<ShardCore>,
     state: RefCell<State>,
+    memory: Rc<BucketMemory>,
+    ended: Cell<bool>,
     persisted: Cell<Seqno>,
     persisted_event: Event,
     flushed_event: Event,
@@ -163,6 +166,8 @@ impl VbStore {
         Rc::new_cyclic(|weak| VbStore {
             bucket: described.bucket,
             vb: described.vb,
+            memory: core.memory_of(described.bucket),
+            ended: Cell::new(false),
             core,
             state: RefCell::new(state),
             persisted: Cell::new(counts.flushed_seqno),
@@ -220,9 +225,10 @@ impl VbStore {
         }
     }
 
-    /// Waits until `seqno` is durable; false if the shard fails first.
+    /// Waits until `seqno` is durable; false if the shard fails or the bucket is deleted first.
     pub async fn wait_persisted(&self, seqno: Seqno) -> bool {
-        self.persisted_event.until(|| self.persisted.get() >= seqno || self.core.has_failed()).await;
+        let is_over = || self.core.has_failed() || self.ended.get();
+        self.persisted_event.until(|| self.persisted.get() >= seqno || is_over()).await;
         self.persisted.get() >= seqno
     }
 

@@ -85,6 +85,9 @@ impl VbStore {
             self.core.want_flush();
             self.flushed_event.until(|| !crowded() || self.core.has_failed()).await;
         }
+        if self.has_ended() {
+            return Err(ViewError::Failed { reason: "the bucket is deleted".into() });
+        }
         let cell = {
             let state = &mut *self.state.borrow_mut();
             if state.frozen.len() < FROZEN_MAX {

@@ -54,6 +54,19 @@ impl HashTable {
         }
     }
 
+    /// Shows the versions in up to `max` slots from slot `from` on, and says where to go on; `None` at the end. A version that moves meanwhile,
+    /// because the table grows, may be missed or shown twice.
+    pub fn visit_slots(&self, from: usize, max: usize, mut visit: impl FnMut(&Rc<Item>)) -> Option<usize> {
+        let slots = self.table.num_buckets();
+        let end = from.saturating_add(max).min(slots);
+        for slot in from..end {
+            if let Some(item) = self.table.get_bucket(slot) {
+                visit(item);
+            }
+        }
+        (end < slots).then_some(end)
+    }
+
     /// Gives memory back after many evictions.
     pub fn shrink(&mut self) {
         if self.table.capacity() > 64 && self.table.len() * 4 < self.table.capacity() {
@@ -97,6 +110,23 @@ mod tests {
             kind: Kind::Mutation,
         };
         Item::new(meta, key.as_bytes(), b"value")
+    }
+
+    #[test]
+    fn every_version_is_in_one_slot_whatever_the_slice() {
+        let mut table = HashTable::default();
+        for n in 0..100 {
+            table.insert(item(&format!("k{n}"), n));
+        }
+        for max in [1, 7, 1000] {
+            let (mut seen, mut slot) = (Vec::new(), Some(0));
+            while let Some(from) = slot {
+                slot = table.visit_slots(from, max, |item| seen.push(item.meta.seqno.0));
+            }
+            seen.sort_unstable();
+            assert_eq!(seen, (0..100).collect::<Vec<_>>());
+        }
+        assert_eq!(HashTable::default().visit_slots(0, 10, |_| panic!("nothing is there")), None);
     }
 
     #[test]

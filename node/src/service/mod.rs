@@ -11,6 +11,7 @@
 //! Cost: a request for a local vbucket sends no message and allocates nothing; a remote one is copied twice.
 //! Does not know: opcodes' rules (`command`), scans' contents (`range_scan`), sockets (`net`).
 
+mod buckets;
 mod message;
 mod outbox;
 mod remote;
@@ -26,7 +27,7 @@ use ringbase_storage::env::Env;
 use ringbase_storage::io::ring::Ring;
 use ringbase_storage::vbstore::VbStore;
 
-use crate::bucket::Engine;
+use crate::bucket::{Engine, Lifecycle};
 use crate::command::{self, Catalog, Next, Outcome, Reply, Request, SessionView, execute, must_run_alone};
 use crate::core::CoreId;
 use crate::core::mailbox::{MailboxEnds, Mailboxes, mailboxes};
@@ -72,6 +73,8 @@ enum Waiting {
     Answer { ticket: Ticket, opcode: Opcode, received_ns: u64 },
     Scan(Rc<scans::Delivery>),
     Stat(stats::Gathering),
+    Bucket(buckets::Changing),
+    Step(Rc<buckets::Round>),
 }
 
 /// What the service knows of a connection.
@@ -91,6 +94,8 @@ pub struct CoreService {
     hosts: Vec<CoreId>,
     shared: Rc<command::session::Shared>,
     scans: RangeScans,
+    /// On the core that decides which buckets exist.
+    lifecycle: Option<Rc<Lifecycle>>,
     timings: Rc<CoreTimings>,
     outbox: OnceCell<Outbox>,
     waiting: RefCell<HashMap<Token, Waiting, ahash::RandomState>>,
@@ -102,7 +107,7 @@ struct LocalVbuckets(Rc<Engine>);
 
 impl ActiveVbuckets for LocalVbuckets {
     fn active(&self, at: VbAddress) -> Option<Rc<VbStore>> {
-        self.0.vbucket(at.bucket, at.vb).cloned()
+        self.0.vbucket(at.bucket, at.vb)
     }
 }
 
@@ -113,9 +118,13 @@ impl CoreService {
         let engine = Rc::new(engine);
         let vbuckets = Rc::new(LocalVbuckets(engine.clone()));
         let timings = Rc::new(CoreTimings::default());
+        let lifecycle = engine.authority().map(|authority| {
+            Lifecycle::new(env.clone(), authority.clone(), catalog.set().clone(), engine.document_bytes())
+        });
         let service = Rc::new_cyclic(|weak| CoreService {
             core,
-            shared: command::session::Shared::new(catalog, env.clone()),
+            shared: command::session::Shared::new(Catalog::clone(&catalog), env.clone()),
+            lifecycle,
             scans: RangeScans::new(env.clone(), vbuckets, scans),
             env,
             engine,
@@ -247,7 +256,10 @@ impl net::Service for CoreService {
 
     fn order(&self, _: &Rc<Session>, frame: &Frame<'_>) -> Order {
         match frame.opcode() {
-            Opcode::RANGE_SCAN_CONTINUE => Order::Alone,
+            Opcode::RANGE_SCAN_CONTINUE
+            | Opcode::CREATE_BUCKET
+            | Opcode::DELETE_BUCKET
+            | Opcode::SET_PARAM => Order::Alone,
             opcode if must_run_alone(opcode) => Order::After,
             _ => Order::Free,
         }
@@ -289,6 +301,10 @@ impl net::Service for CoreService {
             Next::SetParam(change) => {
                 drop(command);
                 self.set_param(change, ticket);
+            }
+            Next::Bucket(job) => {
+                drop(command);
+                self.change_bucket(job, ticket);
             }
         }
     }

@@ -71,6 +71,17 @@ impl Shard {
         }
     }
 
+    /// Lets flushed versions of a bucket go from memory until it is within its quota.
+    pub async fn trim_bucket(&self, bucket: BucketId) {
+        let stores: Vec<Rc<VbStore>> = {
+            let vbuckets = self.core.vbuckets.borrow();
+            vbuckets.iter().filter(|((of, _), _)| *of == bucket).map(|(_, store)| store.clone()).collect()
+        };
+        for store in stores {
+            store.evict_until_room().await;
+        }
+    }
+
     /// What a bucket takes in memory here.
     #[must_use]
     pub fn bucket_memory(&self, bucket: BucketId) -> BucketMemoryStats {

@@ -13,6 +13,8 @@
 //! Does not know: the vbucket's role, clients, expiry's rules, DCP.
 
 mod end;
+mod evict;
+mod expiring;
 mod fetch;
 mod flush;
 mod view;
@@ -22,6 +24,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::{Rc, Weak};
 
+pub use expiring::{ExpiryScan, SLICE_RECORDS};
 pub use fetch::Continuation;
 pub use flush::FlushError;
 pub(crate) use flush::Prepared;
@@ -345,18 +348,6 @@ impl VbStore {
     /// # Errors
     /// `Io`, `Damaged`: the disk could not say.
     pub async fn get(&self, key: &[u8]) -> Result<Found, ReadError> {
-        let answer: Rc<RefCell<Option<Result<Found, ReadError>>>> = Rc::default();
-        let done = Rc::new(Event::default());
-        let (slot, event) = (answer.clone(), done.clone());
-        self.with_key(
-            key,
-            Box::new(move |_, found| {
-                *slot.borrow_mut() = Some(found);
-                event.notify_all();
-            }),
-        );
-        done.until(|| answer.borrow().is_some()).await;
-        let answer = answer.borrow_mut().take();
-        answer.expect("waited for")
+        self.ask(key, |_, found| found).await
     }
 }

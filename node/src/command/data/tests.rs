@@ -504,7 +504,7 @@ fn durable_writes_answer_in_memory_or_after_the_commit_as_their_level_says() {
         assert_eq!(rig.is_waiting(index), level != DurabilityLevel::Majority, "{level:?}");
         let answer = rig.wait(index).one();
         let token = MutationToken::decode(&answer.extras).unwrap();
-        let store = rig.engine.buckets()[0].vbucket(VB).unwrap();
+        let store = rig.engine.buckets()[0].vbucket(VB).unwrap().clone();
         assert_eq!((answer.status, token.seqno), (Status::SUCCESS, Seqno(1)));
         if level != DurabilityLevel::Majority {
             assert_eq!(store.persisted_seqno(), Seqno(1));

@@ -24,6 +24,8 @@ pub enum Mutant {
     KeepGoneRecords,
     /// A deleted bucket keeps its blocks in the data file.
     KeepGoneBlocks,
+    /// A bucket is created in the deciding shard before the others have it.
+    AuthorityFirst,
 }
 
 #[cfg(any(test, feature = "sim"))]

@@ -27,6 +27,7 @@ use std::sync::Arc;
 use ringbase_storage::env::{Env, LocalFuture};
 use ringbase_storage::format::manifest_record::BucketDesc;
 use ringbase_storage::manifest::ManifestError;
+use ringbase_storage::mutant::{Mutant, is_on};
 use ringbase_storage::shard::Shard;
 use ringbase_storage::sync::Lock;
 use ringbase_storage::types::BucketId;
@@ -223,9 +224,12 @@ impl Lifecycle {
         let uuid = u128::from(self.env.random_u64()) << 64 | u128::from(self.env.random_u64());
         let (id, name, config) = (self.authority.next_bucket_id(), name.to_owned(), settings.to_string());
         let bucket = BucketDesc { id, uuid, name, config };
-        self.prepare(cores, &bucket).await?;
-        if let Err(error) = self.authority.create_bucket(bucket.clone()).await {
-            return Err(failed(&error));
+        if is_on(Mutant::AuthorityFirst) {
+            self.authority.create_bucket(bucket.clone()).await.map_err(|error| failed(&error))?;
+            self.prepare(cores, &bucket).await?;
+        } else {
+            self.prepare(cores, &bucket).await?;
+            self.authority.create_bucket(bucket.clone()).await.map_err(|error| failed(&error))?;
         }
         self.publish(cores, set.with(bucket)).await
     }

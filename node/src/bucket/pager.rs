@@ -103,8 +103,7 @@ async fn expire(context: &Rc<BucketContext>, store: &VbStore, key: Box<[u8]>) ->
     let (bucket, full_key) = (context.clone(), key.clone());
     let then = move |store: &VbStore, found: Result<Found, ReadError>| {
         let Ok(found) = found else { return false };
-        let document =
-            Document { store, bucket: &bucket, key: &full_key, found: &found, now: bucket.now() };
+        let document = Document { store, bucket: &bucket, key: &full_key, found: &found, now: bucket.now() };
         match document.expire() {
             Ok(true) => {
                 count(&bucket.tally.ep_expired_pager);

@@ -11,8 +11,8 @@
 //!
 //! Does not know: sockets, which core owns a vbucket, what data commands do.
 
-use super::data::{Operation, Outcome};
 use super::bucket::BucketJob;
+use super::data::{Operation, Outcome};
 use super::param::{Asked, ParamChange};
 use super::request::Request;
 use super::respond::Responder;

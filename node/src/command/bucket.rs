@@ -76,7 +76,9 @@ pub(super) fn begin(
         };
         BucketChange::Create { name, module: module.to_owned(), config: config.to_owned() }
     } else {
-        if !value.is_empty() && serde_json::from_str::<serde_json::Map<String, serde_json::Value>>(value).is_err() {
+        if !value.is_empty()
+            && serde_json::from_str::<serde_json::Map<String, serde_json::Value>>(value).is_err()
+        {
             return Err(refuse("The value is not a JSON object", out));
         }
         BucketChange::Delete { name }

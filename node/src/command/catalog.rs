@@ -75,8 +75,7 @@ impl Catalog {
     }
 
     fn render(set: Arc<BucketSet>, options: Arc<CatalogOptions>) -> Catalog {
-        let mut catalog =
-            Catalog { set: set.clone(), buckets: Vec::new(), global_map: Vec::new(), options };
+        let mut catalog = Catalog { set: set.clone(), buckets: Vec::new(), global_map: Vec::new(), options };
         let (version, ports) = (catalog.map_version(), catalog.options.ports);
         let vbucket_count = catalog.vbucket_count();
         let described = |bucket: &BucketDesc| {

@@ -30,6 +30,8 @@ mod sasl;
 pub mod stat;
 
 #[cfg(test)]
+mod expired;
+#[cfg(test)]
 mod rig;
 #[cfg(test)]
 mod tests;

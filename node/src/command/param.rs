@@ -5,17 +5,17 @@
 //!
 //! Does not know: which parameters there are, how the change reaches the other cores.
 
+use super::bucket::BucketJob;
 use super::data::Outcome;
 use super::request::Request;
 use super::respond::Responder;
 use super::session::Session;
-use super::bucket::BucketJob;
 use crate::auth::Role;
 use crate::bucket::{BucketChange, BucketSettings};
 use crate::protocol::{Refusal, Status};
 
 /// Name of the parameter that empties the bucket which its value names.
-pub const EMPTY_BUCKET: &str = "bucket_flush";
+const EMPTY_BUCKET: &str = "bucket_flush";
 
 /// Whose parameter it is.
 #[derive(Debug)]

@@ -137,8 +137,7 @@ impl Session {
     #[must_use]
     pub fn new(shared: Rc<Shared>, id: ConnectionId) -> Session {
         let catalog = shared.catalog();
-        let identity =
-            catalog.is_open().then(|| Identity { user: OPEN_USER.to_owned(), role: Role::Admin });
+        let identity = catalog.is_open().then(|| Identity { user: OPEN_USER.to_owned(), role: Role::Admin });
         let mut session = Session {
             followed: shared.changes.get(),
             map_version: catalog.map_version(),

@@ -242,11 +242,7 @@ impl ScanCore {
     }
 
     /// Scans of a vbucket, or of all, of a bucket.
-    pub(super) fn of_bucket(
-        &self,
-        bucket: BucketId,
-        vb: Option<VbId>,
-    ) -> Vec<Rc<Scan>> {
+    pub(super) fn of_bucket(&self, bucket: BucketId, vb: Option<VbId>) -> Vec<Rc<Scan>> {
         self.all(|scan| scan.at.bucket == bucket && vb.is_none_or(|vb| scan.at.vb == vb))
     }
 

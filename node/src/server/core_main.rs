@@ -107,8 +107,7 @@ async fn live(plan: CorePlan, tell: &impl Fn(CoreReport)) -> Result<(), String> 
     }
     let (shards, reports) = open_shards(&plan, &env, &ring).await?;
     let document_bytes = plan.config.memory_bytes / 5 * 2;
-    let engine =
-        Engine::new(env.clone(), shards.clone(), document_bytes).map_err(|error| whole(&error))?;
+    let engine = Engine::new(env.clone(), shards.clone(), document_bytes).map_err(|error| whole(&error))?;
     tell(CoreReport::Ready(Ready {
         ring: facts,
         buckets: engine.authority().map(Shard::buckets),

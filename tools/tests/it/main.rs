@@ -1,5 +1,6 @@
 //! ringctl as the shell sees it: arguments, exit codes, standard output and error.
 
+mod buckets;
 mod command_line;
 mod users;
 

@@ -1,5 +1,6 @@
 //! A real node process on a scratch directory, and a raw connection to it.
 
+mod buckets;
 mod hostile;
 mod recovery;
 mod refusals;

@@ -45,13 +45,13 @@ impl HashTable {
         }
     }
 
-    /// Drops `key` from memory if its resident version has this seqno.
-    pub fn evict(&mut self, key: &[u8], seqno: Seqno) {
+    /// Drops `key` from memory if its resident version has this seqno, and returns that version.
+    pub fn evict(&mut self, key: &[u8], seqno: Seqno) -> Option<Rc<Item>> {
         let hash = self.hasher.hash_one(key);
         let found = self.table.find_entry(hash, |item| item.key() == key && item.meta.seqno == seqno);
-        if let Ok(entry) = found {
-            self.bytes -= entry.remove().0.resident_bytes();
-        }
+        let (item, _) = found.ok()?.remove();
+        self.bytes -= item.resident_bytes();
+        Some(item)
     }
 
     /// Shows the versions in up to `max` slots from slot `from` on, and says where to go on; `None` at the end. A version that moves meanwhile,
@@ -134,9 +134,9 @@ mod tests {
         let mut table = HashTable::default();
         assert!(table.insert(item("a", 1)).is_none());
         assert_eq!(table.insert(item("a", 2)).unwrap().meta.seqno, Seqno(1));
-        table.evict(b"a", Seqno(1));
+        assert!(table.evict(b"a", Seqno(1)).is_none());
         assert_eq!(table.get(b"a").unwrap().meta.seqno, Seqno(2));
-        table.evict(b"a", Seqno(2));
+        assert_eq!(table.evict(b"a", Seqno(2)).unwrap().meta.seqno, Seqno(2));
         assert!(table.get(b"a").is_none() && table.is_empty());
         assert_eq!(table.bytes, 0);
     }

@@ -25,11 +25,10 @@ impl VbStore {
                         going.push(item.clone());
                     }
                 });
-                let before = state.table.bytes();
                 for item in going {
-                    state.table.evict(item.key(), item.meta.seqno);
+                    let evicted = state.table.evict(item.key(), item.meta.seqno);
+                    self.memory.add_resident(-evicted.map_or(0, |item| item.resident_bytes() as i64));
                 }
-                self.memory.add_resident(state.table.bytes() as i64 - before as i64);
             }
             self.core.env().spawn.yield_now().await;
         }

@@ -471,7 +471,7 @@ fn observed_seqnos_tell_memory_from_disk_and_know_older_branches() {
         older_branch: None,
     };
     assert_eq!(observe(&mut rig, token.uuid.0), (Status::SUCCESS, Some(observed(0, 1))));
-    rig.sim.run_until_idle();
+    rig.sim.run_for(std::time::Duration::from_secs(1));
     assert_eq!(observe(&mut rig, token.uuid.0), (Status::SUCCESS, Some(observed(1, 1))));
     assert_eq!(observe(&mut rig, 1), (Status::KEY_ENOENT, None));
     rig.ask(set(KEY, b"lost"));

@@ -11,7 +11,7 @@ mod bucket;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-pub(crate) use bucket::{BucketAction, BucketArgs, BucketSettingsArgs};
+pub(crate) use bucket::{BucketAction, BucketArgs};
 use clap::builder::styling::{AnsiColor, Styles};
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};

@@ -512,11 +512,10 @@ mod tests {
             ("range-scan --key-only --print-documents", "cannot be used with"),
             ("user add --users f", "<NAME>"),
             ("user add --users f n --role king", "unknown role"),
-            ("bucket", "Usage"),
             ("bucket create", "<NAME>"),
             ("bucket create b --type disk", "persistent"),
             ("bucket create b --quota much", "no size"),
-            ("bucket set b", "<SETTING>"),
+            ("bucket set b", "<SETTING=VALUE>"),
             ("bucket set b max_ttl", "SETTING=VALUE"),
             ("--password a --password-stdin ping", "cannot be used with"),
         ] {

@@ -56,6 +56,9 @@ impl ShardCore {
 
     fn report_flush_failure(&self, error: &FlushError) {
         self.metrics.flush_failures.add(1);
+        for store in self.vbuckets.borrow().values() {
+            store.wake_waiters();
+        }
         let shard = self.geometry.shard.0;
         if error.is_full() {
             tracing::warn!(shard, "the data file is full; writes are refused when the log is full too");

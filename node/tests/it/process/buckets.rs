@@ -285,7 +285,7 @@ fn the_pager_runs_on_every_core_at_the_interval_that_was_set() {
         }
         fill(&mut raw, b"stays");
         assert_eq!(set_param(&mut raw, b"exp_pager_stime", b"1").status, 0);
-        let mut left = 300;
+        let mut left = 1800;
         while node.stat("", "ep_expired_pager").unwrap() != VBUCKETS.to_string() {
             left -= 1;
             assert!(left > 0, "the pager did not come");

@@ -45,13 +45,26 @@ impl HashTable {
         }
     }
 
-    /// Drops `key` from memory if its resident version has this seqno.
-    pub fn evict(&mut self, key: &[u8], seqno: Seqno) {
+    /// Drops `key` from memory if its resident version has this seqno, and returns that version.
+    pub fn evict(&mut self, key: &[u8], seqno: Seqno) -> Option<Rc<Item>> {
         let hash = self.hasher.hash_one(key);
         let found = self.table.find_entry(hash, |item| item.key() == key && item.meta.seqno == seqno);
-        if let Ok(entry) = found {
-            self.bytes -= entry.remove().0.resident_bytes();
+        let (item, _) = found.ok()?.remove();
+        self.bytes -= item.resident_bytes();
+        Some(item)
+    }
+
+    /// Shows the versions in up to `max` slots from slot `from` on, and says where to go on; `None` at the end. A version that moves meanwhile,
+    /// because the table grows, may be missed or shown twice.
+    pub fn visit_slots(&self, from: usize, max: usize, mut visit: impl FnMut(&Rc<Item>)) -> Option<usize> {
+        let slots = self.table.num_buckets();
+        let end = from.saturating_add(max).min(slots);
+        for slot in from..end {
+            if let Some(item) = self.table.get_bucket(slot) {
+                visit(item);
+            }
         }
+        (end < slots).then_some(end)
     }
 
     /// Gives memory back after many evictions.
@@ -100,13 +113,30 @@ mod tests {
     }
 
     #[test]
+    fn every_version_is_in_one_slot_whatever_the_slice() {
+        let mut table = HashTable::default();
+        for n in 0..100 {
+            table.insert(item(&format!("k{n}"), n));
+        }
+        for max in [1, 7, 1000] {
+            let (mut seen, mut slot) = (Vec::new(), Some(0));
+            while let Some(from) = slot {
+                slot = table.visit_slots(from, max, |item| seen.push(item.meta.seqno.0));
+            }
+            seen.sort_unstable();
+            assert_eq!(seen, (0..100).collect::<Vec<_>>());
+        }
+        assert_eq!(HashTable::default().visit_slots(0, 10, |_| panic!("nothing is there")), None);
+    }
+
+    #[test]
     fn only_the_version_that_was_flushed_is_evicted() {
         let mut table = HashTable::default();
         assert!(table.insert(item("a", 1)).is_none());
         assert_eq!(table.insert(item("a", 2)).unwrap().meta.seqno, Seqno(1));
-        table.evict(b"a", Seqno(1));
+        assert!(table.evict(b"a", Seqno(1)).is_none());
         assert_eq!(table.get(b"a").unwrap().meta.seqno, Seqno(2));
-        table.evict(b"a", Seqno(2));
+        assert_eq!(table.evict(b"a", Seqno(2)).unwrap().meta.seqno, Seqno(2));
         assert!(table.get(b"a").is_none() && table.is_empty());
         assert_eq!(table.bytes, 0);
     }

@@ -92,6 +92,8 @@ pub struct ManifestState {
     pub wal_generation: u64,
     /// Whether the shard was closed cleanly and not opened since.
     pub closed: bool,
+    /// Highest number that a bucket ever had.
+    pub bucket_max: BucketId,
     /// Buckets.
     pub buckets: BTreeMap<BucketId, BucketDesc>,
     /// Vbuckets.
@@ -115,7 +117,13 @@ impl ManifestState {
             Record::Closed => self.closed = true,
             Record::WalTail { position } => self.wal_tail = position,
             Record::Bucket(bucket) => {
+                self.bucket_max = self.bucket_max.max(bucket.id);
                 self.buckets.insert(bucket.id, bucket);
+            }
+            Record::BucketGone { bucket } => {
+                self.bucket_max = self.bucket_max.max(bucket);
+                self.buckets.remove(&bucket);
+                self.vbuckets.retain(|(of, _), _| *of != bucket);
             }
             Record::Vbucket(state) => {
                 self.vbuckets.insert((state.bucket, state.vb), *state);
@@ -159,6 +167,9 @@ impl ManifestState {
         ];
         if self.closed {
             records.push(Record::Closed);
+        }
+        if !self.buckets.contains_key(&self.bucket_max) && self.bucket_max != BucketId(0) {
+            records.push(Record::BucketGone { bucket: self.bucket_max });
         }
         records.extend(self.buckets.values().cloned().map(Record::Bucket));
         records.extend(self.vbuckets.values().cloned().map(|state| Record::Vbucket(Box::new(state))));
@@ -667,6 +678,25 @@ mod tests {
                 assert!(matches!(error, ManifestError::Damaged { .. }), "block {block}: {error}");
             }
         });
+    }
+
+    /// The number of a bucket that is gone survives a checkpoint: records of it in the log can never be taken for another one's.
+    #[test]
+    fn the_number_of_a_bucket_that_is_gone_is_never_free_again() {
+        let bucket = |id| BucketDesc { id: BucketId(id), uuid: 1, name: "b".into(), config: String::new() };
+        let mut state = ManifestState::default();
+        for id in [1, 4] {
+            state.apply(Record::Bucket(bucket(id))).unwrap();
+        }
+        state.apply(vbucket(3)).unwrap();
+        state.apply(Record::BucketGone { bucket: BucketId(4) }).unwrap();
+        state.apply(Record::BucketGone { bucket: BucketId(1) }).unwrap();
+        assert_eq!((state.bucket_max, state.buckets.len(), state.vbuckets.len()), (BucketId(4), 0, 0));
+        let mut copy = ManifestState::default();
+        for record in state.checkpoint() {
+            copy.apply(record).unwrap();
+        }
+        assert_eq!(copy, state);
     }
 
     /// A change that a power cut interrupts is there whole or not at all, whatever sectors of it reached the medium.

@@ -20,6 +20,12 @@ pub enum Mutant {
     NoNewBranch,
     /// A flush commits no death marks.
     NoDeathMarks,
+    /// Records of a deleted bucket in the log are taken for damage.
+    KeepGoneRecords,
+    /// A deleted bucket keeps its blocks in the data file.
+    KeepGoneBlocks,
+    /// A bucket is created in the deciding shard before the others have it.
+    AuthorityFirst,
 }
 
 #[cfg(any(test, feature = "sim"))]

@@ -6,9 +6,12 @@
 //!
 //! Does not know: nodes.
 
+mod bucket;
+
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+pub(crate) use bucket::{BucketAction, BucketArgs};
 use clap::builder::styling::{AnsiColor, Styles};
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
@@ -86,6 +89,8 @@ pub(crate) enum Command {
     Stats(StatsArgs),
     /// Print the node's histograms with percentiles
     Timings(TimingsArgs),
+    /// Create, list, change, empty and delete buckets
+    Bucket(BucketArgs),
     /// Change a users file
     User(UserArgs),
     /// Load documents from files, or generated ones
@@ -507,6 +512,11 @@ mod tests {
             ("range-scan --key-only --print-documents", "cannot be used with"),
             ("user add --users f", "<NAME>"),
             ("user add --users f n --role king", "unknown role"),
+            ("bucket create", "<NAME>"),
+            ("bucket create b --type disk", "persistent"),
+            ("bucket create b --quota much", "no size"),
+            ("bucket set b", "<SETTING=VALUE>"),
+            ("bucket set b max_ttl", "SETTING=VALUE"),
             ("--password a --password-stdin ping", "cannot be used with"),
         ] {
             let text = refused(line);

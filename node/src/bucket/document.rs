@@ -30,7 +30,7 @@ use std::rc::Rc;
 use ringbase_storage::types::{Cas, Item, Kind};
 use ringbase_storage::vbstore::{Found, NewVersion, VbStore, WriteError};
 
-use super::engine::BucketContext;
+use super::context::BucketContext;
 use super::expiry;
 use super::tally::count;
 use crate::protocol::Datatype;
@@ -237,6 +237,18 @@ impl<'a> Document<'a> {
         Ok(tombstone)
     }
 
+    /// Makes the tombstone that an expired document is due; false if it is none.
+    ///
+    /// # Errors
+    /// `Write`.
+    pub fn expire(&self) -> Result<bool, Failure> {
+        let is_due = self.found.live().is_some() && self.live().is_none();
+        if is_due {
+            self.bury(Kind::Expiration)?;
+        }
+        Ok(is_due)
+    }
+
     fn check_cas(&self, item: &'a Rc<Item>, cas: Cas) -> Result<&'a Rc<Item>, Failure> {
         let tally = &self.bucket.tally;
         if cas == Cas(0) {
@@ -251,7 +263,7 @@ impl<'a> Document<'a> {
     }
 
     fn check_length(&self, bytes: usize) -> Result<(), Failure> {
-        let max = self.bucket.settings.item_bytes_max;
+        let max = self.bucket.settings().item_bytes_max;
         if bytes > max { Err(Failure::TooLong { bytes, max }) } else { Ok(()) }
     }
 
@@ -262,7 +274,7 @@ impl<'a> Document<'a> {
             count(&self.bucket.tally.cas_misses);
         }
         // If the engine has no room now, the next access or the scan for expired documents does it.
-        if self.found.live().is_some() && self.bury(Kind::Expiration).is_ok() {
+        if matches!(self.expire(), Ok(true)) {
             count(&self.bucket.tally.ep_expired_access);
         }
         Failure::Absent

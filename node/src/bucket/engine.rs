@@ -1,27 +1,30 @@
 //! The shards of one core, and the buckets whose vbuckets they hold.
 //!
-//! Made once the shards are open; a request names a bucket and a vbucket and gets its [`VbStore`], or learns that it is
-//! not here.
+//! Made once the shards are open; buckets come and go with [`Engine::publish`] and [`Engine::withdraw`]. A request names a bucket and a vbucket
+//! and gets its [`VbStore`], or learns that it is not here.
 //!
 //! Invariants
-//! - Every shard of a data directory has the same geometry and the same buckets.
+//! - Every shard of a data directory has the same geometry, and after [`Engine::reconcile`] the same buckets.
 //! - A vbucket is in shard `vbucket % shard_count`.
 //!
 //! Cost: finding a vbucket is a search among the buckets, which are few, and one index.
 //!
 //! Does not know: which core hosts the other shards, connections, opcodes.
 
-use std::cell::Cell;
+use std::cell::RefCell;
 use std::rc::Rc;
 
 use ringbase_storage::env::Env;
+use ringbase_storage::format::manifest_record::BucketDesc;
+use ringbase_storage::manifest::ManifestError;
 use ringbase_storage::shard::Shard;
 use ringbase_storage::types::{BucketId, ShardId, VbId};
 use ringbase_storage::vbstore::VbStore;
 
-use super::expiry;
+use super::context::{BucketContext, LocalBucket};
+use super::pager;
+use super::set::BucketSet;
 use super::settings::{BucketSettings, SettingsError};
-use super::tally::Tally;
 use crate::range_scan::{ActiveVbuckets, VbAddress};
 
 /// Why the buckets of a core cannot be served.
@@ -32,12 +35,29 @@ pub enum EngineError {
     #[error("there is no shard on this core")]
     NoShard,
     /// Two shards do not belong to the same data directory.
-    #[error("shards {first} and {second} have different shapes or buckets")]
+    #[error("shards {first} and {second} have different shapes")]
     Mismatch {
         /// One.
         first: ShardId,
         /// The other.
         second: ShardId,
+    },
+    /// A shard lacks a bucket that shard 0 has.
+    #[error("shard {shard} has lost bucket {name:?}, which shard 0 has")]
+    MissingBucket {
+        /// Which shard.
+        shard: ShardId,
+        /// Which bucket.
+        name: String,
+    },
+    /// A shard cannot follow shard 0.
+    #[error("shard {shard} cannot be changed")]
+    Shard {
+        /// Which shard.
+        shard: ShardId,
+        /// Why.
+        #[source]
+        source: Box<ManifestError>,
     },
     /// A bucket's settings mean nothing to this build.
     #[error("bucket {name:?} cannot be served")]
@@ -57,85 +77,12 @@ pub fn shard_of(vb: VbId, shard_count: u16) -> ShardId {
     ShardId(vb.0 % shard_count)
 }
 
-/// What commands on a bucket need beside its vbuckets.
-pub struct BucketContext {
-    /// Clock, randomness, tasks of the core.
-    pub env: Env,
-    /// What the bucket allows.
-    pub settings: BucketSettings,
-    /// What happened to it on this core.
-    pub tally: Tally,
-    /// Bytes of requests that wait for the disk.
-    waiting_bytes: Cell<usize>,
-}
+/// The shard that decides which buckets exist.
+pub const AUTHORITY: ShardId = ShardId(0);
 
-/// Bytes of requests to a bucket on one core that may wait for the disk.
-pub const WAITING_BYTES_MAX: usize = 64 << 20;
-
-/// Room for a request that waits for the disk; given back when it is dropped.
-#[derive(Debug)]
-pub struct WaitingRoom {
-    bucket: Rc<BucketContext>,
-    bytes: usize,
-}
-
-impl Drop for WaitingRoom {
-    fn drop(&mut self) {
-        let waiting = &self.bucket.waiting_bytes;
-        waiting.set(waiting.get() - self.bytes);
-    }
-}
-
-impl std::fmt::Debug for BucketContext {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "BucketContext({}, {} bytes waiting)", self.settings, self.waiting_bytes.get())
-    }
-}
-
-impl BucketContext {
-    /// Room for a request of `bytes` to wait for the disk; none while others hold too much. A single one always has room.
-    #[must_use]
-    pub fn waiting_room(self: &Rc<Self>, bytes: usize) -> Option<WaitingRoom> {
-        let waiting = self.waiting_bytes.get();
-        if waiting > 0 && waiting + bytes > WAITING_BYTES_MAX {
-            return None;
-        }
-        self.waiting_bytes.set(waiting + bytes);
-        Some(WaitingRoom { bucket: self.clone(), bytes })
-    }
-
-    /// The wall clock in epoch seconds.
-    #[must_use]
-    pub fn now(&self) -> u32 {
-        expiry::seconds(self.env.clock.wall_ns())
-    }
-}
-
-/// A bucket, as far as this core holds it.
-pub struct LocalBucket {
-    /// Its number.
-    pub id: BucketId,
-    /// Its name.
-    pub name: String,
-    /// Its uuid.
-    pub uuid: u128,
-    /// Settings and counters, shared with requests that wait for the disk.
-    pub context: Rc<BucketContext>,
-    stores: Vec<Option<Rc<VbStore>>>,
-}
-
-impl LocalBucket {
-    /// The vbucket, if it is on this core.
-    #[must_use]
-    #[inline]
-    pub fn vbucket(&self, vb: VbId) -> Option<&Rc<VbStore>> {
-        self.stores.get(usize::from(vb.0))?.as_ref()
-    }
-
-    /// Its vbuckets on this core, in order.
-    pub fn vbuckets(&self) -> impl Iterator<Item = &Rc<VbStore>> {
-        self.stores.iter().flatten()
-    }
+fn refused(shard: &Shard) -> impl FnOnce(ManifestError) -> EngineError {
+    let shard = shard.geometry().shard;
+    move |source| EngineError::Shard { shard, source: Box::new(source) }
 }
 
 /// See the module.
@@ -144,58 +91,161 @@ pub struct Engine {
     shards: Vec<Shard>,
     shard_count: u16,
     vbucket_count: u16,
-    buckets: Vec<LocalBucket>,
+    document_bytes: u64,
+    buckets: RefCell<Vec<Rc<LocalBucket>>>,
 }
 
 impl std::fmt::Debug for Engine {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Engine({} shards, {} buckets)", self.shards.len(), self.buckets.len())
+        write!(f, "Engine({} shards, {} buckets)", self.shards.len(), self.buckets.borrow().len())
     }
 }
 
 impl Engine {
-    /// Serves the buckets of these open shards, all of which live on this core.
+    /// The engine of a core with these open shards, without buckets yet. The node has `document_bytes` of memory for documents, on all cores: the
+    /// quota of a bucket that asks for none.
     ///
     /// # Errors
-    /// The shards are none, do not fit together, or a bucket's settings are unknown.
-    pub fn new(env: Env, shards: Vec<Shard>) -> Result<Engine, EngineError> {
-        let first = shards.first().ok_or(EngineError::NoShard)?;
-        let (geometry, described) = (first.geometry(), first.buckets());
+    /// `NoShard`, `Mismatch`.
+    pub fn new(env: Env, shards: Vec<Shard>, document_bytes: u64) -> Result<Engine, EngineError> {
+        let geometry = shards.first().ok_or(EngineError::NoShard)?.geometry();
         for other in &shards {
             let theirs = other.geometry();
-            if (theirs.shard_count, theirs.vbucket_count) != (geometry.shard_count, geometry.vbucket_count)
-                || other.buckets() != described
-            {
+            if (theirs.shard_count, theirs.vbucket_count) != (geometry.shard_count, geometry.vbucket_count) {
                 return Err(EngineError::Mismatch { first: geometry.shard, second: theirs.shard });
             }
-        }
-        let mut buckets = Vec::with_capacity(described.len());
-        for bucket in described {
-            let settings = BucketSettings::parse(&bucket.config)
-                .map_err(|source| EngineError::Settings { name: bucket.name.clone(), source })?;
-            let stores = (0..geometry.vbucket_count)
-                .map(|vb| shards.iter().find_map(|shard| shard.vbucket(bucket.id, VbId(vb))))
-                .collect();
-            buckets.push(LocalBucket {
-                id: bucket.id,
-                name: bucket.name,
-                uuid: bucket.uuid,
-                context: Rc::new(BucketContext {
-                    env: env.clone(),
-                    settings,
-                    tally: Tally::default(),
-                    waiting_bytes: Cell::new(0),
-                }),
-                stores,
-            });
         }
         Ok(Engine {
             env,
             shards,
             shard_count: geometry.shard_count,
             vbucket_count: geometry.vbucket_count,
-            buckets,
+            document_bytes,
+            buckets: RefCell::default(),
         })
+    }
+
+    /// Brings the buckets of the shards here into line with those of shard 0, after a stop that may have come within a change.
+    ///
+    /// # Errors
+    /// `MissingBucket`, `Shard`.
+    pub async fn reconcile(&self, set: &BucketSet) -> Result<(), EngineError> {
+        for shard in &self.shards {
+            let id = shard.geometry().shard;
+            let theirs = shard.buckets();
+            for bucket in &theirs {
+                match set.get(bucket.id) {
+                    Some(known) if known == bucket => {}
+                    Some(known) => shard.update_bucket(known.clone()).await.map_err(refused(shard))?,
+                    None => {
+                        tracing::info!(shard = id.0, bucket = %bucket.name, "a bucket that was not finished is deleted");
+                        shard.delete_bucket(bucket.id).await.map_err(refused(shard))?;
+                    }
+                }
+            }
+            let is_there = |wanted: &&BucketDesc| theirs.iter().any(|bucket| bucket.id == wanted.id);
+            if let Some(missing) = set.buckets.iter().find(|wanted| !is_there(wanted)) {
+                return Err(EngineError::MissingBucket { shard: id, name: missing.name.clone() });
+            }
+        }
+        Ok(())
+    }
+
+    /// Serves exactly these buckets, each with the settings of its description. Call it before connections may see them.
+    ///
+    /// # Errors
+    /// `Settings`.
+    pub fn publish(&self, set: &BucketSet) -> Result<(), EngineError> {
+        let mut served = Vec::with_capacity(set.buckets.len());
+        for bucket in set.buckets.iter().filter(|bucket| set.emptying != Some(bucket.id)) {
+            let settings = BucketSettings::parse(&bucket.config)
+                .map_err(|source| EngineError::Settings { name: bucket.name.clone(), source })?;
+            let local = self.bucket(bucket.id).unwrap_or_else(|| self.take_in(bucket, settings));
+            self.bound(&local, settings);
+            served.push(local);
+        }
+        *self.buckets.borrow_mut() = served;
+        Ok(())
+    }
+
+    fn take_in(&self, bucket: &BucketDesc, settings: BucketSettings) -> Rc<LocalBucket> {
+        let vbuckets = 0..self.vbucket_count;
+        let stores =
+            vbuckets.map(|vb| self.shards.iter().find_map(|shard| shard.vbucket(bucket.id, VbId(vb))));
+        let local = Rc::new(LocalBucket {
+            id: bucket.id,
+            name: bucket.name.clone(),
+            uuid: bucket.uuid,
+            context: BucketContext::new(self.env.clone(), settings),
+            stores: stores.collect(),
+        });
+        pager::start(&local);
+        local
+    }
+
+    /// Puts settings and quota in force.
+    fn bound(&self, local: &LocalBucket, settings: BucketSettings) {
+        let quota = if settings.quota_bytes == 0 { self.document_bytes } else { settings.quota_bytes };
+        let is_less = quota < local.context.quota_bytes();
+        local.context.change(settings, quota);
+        let share = usize::try_from(quota / u64::from(self.shard_count)).unwrap_or(usize::MAX);
+        for shard in &self.shards {
+            shard.set_bucket_quota(local.id, share);
+            if is_less {
+                let (shard, id) = (shard.clone(), local.id);
+                self.env.spawn("trim bucket", async move { shard.trim_bucket(id).await });
+            }
+        }
+    }
+
+    /// Takes no more requests for a bucket and waits for those under way.
+    pub async fn withdraw(&self, id: BucketId) {
+        let gone = {
+            let mut buckets = self.buckets.borrow_mut();
+            let index = buckets.iter().position(|bucket| bucket.id == id);
+            index.map(|index| buckets.remove(index))
+        };
+        if let Some(gone) = gone {
+            gone.context.withdraw().await;
+        }
+    }
+
+    /// Makes a bucket in all shards here but the authority; nobody sees it yet.
+    ///
+    /// # Errors
+    /// `Shard`.
+    pub async fn prepare(&self, bucket: &BucketDesc) -> Result<(), EngineError> {
+        for shard in self.followers() {
+            shard.create_bucket(bucket.clone()).await.map_err(refused(shard))?;
+        }
+        Ok(())
+    }
+
+    /// Deletes a bucket that nobody sees from all shards here but the authority.
+    ///
+    /// # Errors
+    /// `Shard`.
+    pub async fn remove(&self, id: BucketId) -> Result<(), EngineError> {
+        for shard in self.followers() {
+            shard.delete_bucket(id).await.map_err(refused(shard))?;
+        }
+        Ok(())
+    }
+
+    fn followers(&self) -> impl Iterator<Item = &Shard> {
+        self.shards.iter().filter(|shard| shard.geometry().shard != AUTHORITY)
+    }
+
+    /// The shard that decides which buckets exist, if it is on this core.
+    #[must_use]
+    pub fn authority(&self) -> Option<&Shard> {
+        self.shards.iter().find(|shard| shard.geometry().shard == AUTHORITY)
+    }
+
+    /// Memory of the node for documents, in bytes.
+    #[must_use]
+    pub fn document_bytes(&self) -> u64 {
+        self.document_bytes
     }
 
     /// Clock, randomness, tasks of the core.
@@ -224,27 +274,27 @@ impl Engine {
 
     /// The buckets.
     #[must_use]
-    pub fn buckets(&self) -> &[LocalBucket] {
-        &self.buckets
+    pub fn buckets(&self) -> Vec<Rc<LocalBucket>> {
+        self.buckets.borrow().clone()
     }
 
     /// The bucket with this number.
     #[must_use]
     #[inline]
-    pub fn bucket(&self, id: BucketId) -> Option<&LocalBucket> {
-        self.buckets.iter().find(|bucket| bucket.id == id)
+    pub fn bucket(&self, id: BucketId) -> Option<Rc<LocalBucket>> {
+        self.buckets.borrow().iter().find(|bucket| bucket.id == id).cloned()
     }
 
     /// A vbucket, if the bucket is known and this core holds it.
     #[must_use]
     #[inline]
-    pub fn vbucket(&self, bucket: BucketId, vb: VbId) -> Option<&Rc<VbStore>> {
-        self.bucket(bucket)?.vbucket(vb)
+    pub fn vbucket(&self, bucket: BucketId, vb: VbId) -> Option<Rc<VbStore>> {
+        self.bucket(bucket)?.vbucket(vb).cloned()
     }
 }
 
 impl ActiveVbuckets for Engine {
     fn active(&self, at: VbAddress) -> Option<Rc<VbStore>> {
-        self.vbucket(at.bucket, at.vb).cloned()
+        self.vbucket(at.bucket, at.vb)
     }
 }

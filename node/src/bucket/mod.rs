@@ -1,7 +1,8 @@
 //! Buckets: the named data sets of a node, and what a request may do to a document of one.
 //!
-//! Bottom up: [`expiry`] (when a document ends), [`settings`] (what a bucket's text says), [`tally`] (what is counted),
-//! [`document`] (one key's next version by memcached's rules), [`engine`] (the shards of one core and their buckets).
+//! Bottom up: [`expiry`] (when a document ends), [`settings`] (what a bucket's text says), [`tally`] (what is counted), [`set`] (which buckets
+//! there are), [`context`] (a bucket on a core), [`document`] (one key's next version by memcached's rules), `pager` (expired documents that nobody asks for), [`engine`] (the
+//! shards of one core and their buckets), [`lifecycle`] (buckets come and go on all shards).
 //!
 //! Invariants
 //! - Every rule about CAS, expiry and counters is in [`document`]; the wire and its statuses are not.
@@ -10,13 +11,22 @@
 //! Does not know: opcodes, statuses, connections, sockets.
 
 pub mod expiry;
+pub mod set;
 pub mod settings;
 pub mod tally;
 
+pub mod context;
 pub mod document;
+mod pager;
+
 pub mod engine;
 
+pub mod lifecycle;
+
+pub use context::{BucketContext, LocalBucket};
 pub use document::{Document, Failure};
-pub use engine::{Engine, EngineError, LocalBucket, shard_of};
-pub use settings::BucketSettings;
+pub use engine::{Engine, EngineError, shard_of};
+pub use lifecycle::{BucketChange, ChangeError, Cores, Lifecycle, Step};
+pub use set::BucketSet;
+pub use settings::{BucketSettings, BucketType};
 pub use tally::Tally;

@@ -2,10 +2,19 @@
 //!
 //! `key=value;key=value`; a backslash takes the next character as it is, spaces around a part do not count.
 //!
-//! | key | value | default |
-//! |---|---|---|
-//! | `max_item_size` | longest document value in bytes, 1 to 20 MiB | 20 MiB |
-//! | `max_ttl` | longest life of a document in seconds, 0 for no limit | 0 |
+//! | key | value | default | at run time |
+//! |---|---|---|---|
+//! | `bucket_type` | `persistent` or `ephemeral` | `persistent` | no |
+//! | `max_size` | memory quota in bytes, at least 1 MiB; 0 for all that the node has for documents | 0 | yes |
+//! | `max_item_size` | longest document value in bytes, 1 to 20 MiB | 20 MiB | yes |
+//! | `max_ttl` | longest life of a document in seconds, 0 for no limit; for new writes | 0 | yes |
+//! | `exp_pager_enabled` | whether expired documents are looked for: `true` or `false` | `true` | yes |
+//! | `exp_pager_stime` | seconds between two looks, at least 1 | 600 | yes |
+//! | `ephemeral_full_policy` | `auto_delete` or `fail_new_data` | `auto_delete` | yes |
+//! | `ephemeral_metadata_purge_age` | seconds that a tombstone stays, -1 for ever | 60 | yes |
+//! | `ephemeral_metadata_purge_interval` | seconds between two purges, at least 1 | 60 | yes |
+//!
+//! Names and defaults are the reference's, but for `max_size`, whose default there is 100 MiB.
 //!
 //! Does not know: where the text is stored, who changes it.
 
@@ -14,8 +23,8 @@ use std::fmt;
 /// Longest document value that any bucket takes, in bytes.
 pub const ITEM_BYTES_MAX: usize = 20 * 1024 * 1024;
 
-/// Longest `max_ttl`, in seconds.
-const TTL_SECONDS_MAX: u32 = i32::MAX as u32;
+/// Longest time that any setting takes, in seconds.
+const TTL_SECONDS_MAX: i64 = i32::MAX as i64;
 
 /// What a bucket's text cannot say.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -28,10 +37,28 @@ pub enum SettingsError {
         part: String,
     },
     /// There is no such setting.
-    #[error("unknown bucket setting {key:?}, known are max_item_size, max_ttl")]
+    #[error("unknown bucket setting {key:?}, known are {}", KEYS.join(", "))]
     Unknown {
         /// Its name.
         key: String,
+    },
+    /// The value is none of the words it may be.
+    #[error("bucket setting {key} must be {first} or {second}, found {found:?}")]
+    Word {
+        /// Which setting.
+        key: &'static str,
+        /// One.
+        first: &'static str,
+        /// The other.
+        second: &'static str,
+        /// What was there.
+        found: String,
+    },
+    /// It is decided when the bucket is created.
+    #[error("bucket setting {key} cannot be changed; create another bucket")]
+    Fixed {
+        /// Which setting.
+        key: &'static str,
     },
     /// The number is not one, or out of range.
     #[error("bucket setting {key} must be {min} to {max}, found {found:?}")]
@@ -39,26 +66,104 @@ pub enum SettingsError {
         /// Which setting.
         key: &'static str,
         /// Smallest value.
-        min: u64,
+        min: i64,
         /// Greatest value.
-        max: u64,
+        max: i64,
         /// What was there.
         found: String,
     },
 }
 
+/// Every setting.
+pub const KEYS: [&str; 9] = [
+    "bucket_type",
+    "max_size",
+    "max_item_size",
+    "max_ttl",
+    "exp_pager_enabled",
+    "exp_pager_stime",
+    "ephemeral_full_policy",
+    "ephemeral_metadata_purge_age",
+    "ephemeral_metadata_purge_interval",
+];
+
+/// Smallest quota, in bytes.
+const QUOTA_BYTES_MIN: i64 = 1 << 20;
+
+/// Where a bucket's documents live.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub enum BucketType {
+    /// In memory and on disk.
+    #[default]
+    Persistent,
+    /// In memory only.
+    Ephemeral,
+}
+
+impl fmt::Display for BucketType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            BucketType::Persistent => "persistent",
+            BucketType::Ephemeral => "ephemeral",
+        })
+    }
+}
+
+/// What a full bucket that lives in memory only does.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub enum FullPolicy {
+    /// It deletes documents.
+    #[default]
+    AutoDelete,
+    /// It refuses new ones.
+    FailNewData,
+}
+
+impl fmt::Display for FullPolicy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            FullPolicy::AutoDelete => "auto_delete",
+            FullPolicy::FailNewData => "fail_new_data",
+        })
+    }
+}
+
 /// See the module.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BucketSettings {
+    /// Where its documents live.
+    pub bucket_type: BucketType,
+    /// Memory quota in bytes; 0 for all that the node has for documents.
+    pub quota_bytes: u64,
     /// Longest document value, in bytes.
     pub item_bytes_max: usize,
     /// Longest life of a document, in seconds; 0 for no limit.
     pub ttl_seconds_max: u32,
+    /// Whether expired documents are looked for.
+    pub pager_enabled: bool,
+    /// Seconds between two looks.
+    pub pager_seconds: u32,
+    /// What a full bucket that lives in memory only does.
+    pub full_policy: FullPolicy,
+    /// Seconds that a tombstone stays in a bucket that lives in memory only; `None` for ever.
+    pub purge_age_seconds: Option<u32>,
+    /// Seconds between two purges of such a bucket.
+    pub purge_interval_seconds: u32,
 }
 
 impl Default for BucketSettings {
     fn default() -> BucketSettings {
-        BucketSettings { item_bytes_max: ITEM_BYTES_MAX, ttl_seconds_max: 0 }
+        BucketSettings {
+            bucket_type: BucketType::default(),
+            quota_bytes: 0,
+            item_bytes_max: ITEM_BYTES_MAX,
+            ttl_seconds_max: 0,
+            pager_enabled: true,
+            pager_seconds: 600,
+            full_policy: FullPolicy::default(),
+            purge_age_seconds: Some(60),
+            purge_interval_seconds: 60,
+        }
     }
 }
 
@@ -78,25 +183,71 @@ impl BucketSettings {
                 .split_once('=')
                 .map(|(key, value)| (key.trim(), value.trim()))
                 .ok_or_else(|| SettingsError::Malformed { part: part.to_owned() })?;
-            match key {
-                "max_item_size" => {
-                    settings.item_bytes_max =
-                        number("max_item_size", value, 1, ITEM_BYTES_MAX as u64)? as usize;
-                }
-                "max_ttl" => {
-                    settings.ttl_seconds_max =
-                        number("max_ttl", value, 0, u64::from(TTL_SECONDS_MAX))? as u32;
-                }
-                _ => return Err(SettingsError::Unknown { key: key.to_owned() }),
-            }
+            settings.set(key, value)?;
         }
         Ok(settings)
+    }
+
+    /// Whether there is a setting of this name.
+    #[must_use]
+    pub fn knows(key: &str) -> bool {
+        KEYS.contains(&key)
+    }
+
+    /// These settings with one changed, as it may be while the bucket is in use.
+    ///
+    /// # Errors
+    /// `Fixed`, and as [`BucketSettings::parse`].
+    pub fn changed(mut self, key: &str, value: &str) -> Result<BucketSettings, SettingsError> {
+        if key == "bucket_type" {
+            return Err(SettingsError::Fixed { key: "bucket_type" });
+        }
+        self.set(key, value)?;
+        Ok(self)
+    }
+
+    fn set(&mut self, key: &str, value: &str) -> Result<(), SettingsError> {
+        let seconds = |key, min| number(key, value, min, TTL_SECONDS_MAX);
+        match key {
+            "bucket_type" => {
+                let types = [BucketType::Persistent, BucketType::Ephemeral];
+                self.bucket_type = word("bucket_type", value, ["persistent", "ephemeral"], types)?;
+            }
+            "max_size" if value == "0" => self.quota_bytes = 0,
+            "max_size" => self.quota_bytes = number("max_size", value, QUOTA_BYTES_MIN, 1 << 50)? as u64,
+            "max_item_size" => {
+                self.item_bytes_max = number("max_item_size", value, 1, ITEM_BYTES_MAX as i64)? as usize;
+            }
+            "max_ttl" => self.ttl_seconds_max = seconds("max_ttl", 0)? as u32,
+            "exp_pager_enabled" => {
+                self.pager_enabled = word("exp_pager_enabled", value, ["true", "false"], [true, false])?;
+            }
+            "exp_pager_stime" => self.pager_seconds = seconds("exp_pager_stime", 1)? as u32,
+            "ephemeral_full_policy" => {
+                let policies = [FullPolicy::AutoDelete, FullPolicy::FailNewData];
+                let words = ["auto_delete", "fail_new_data"];
+                self.full_policy = word("ephemeral_full_policy", value, words, policies)?;
+            }
+            "ephemeral_metadata_purge_age" => {
+                self.purge_age_seconds = u32::try_from(seconds("ephemeral_metadata_purge_age", -1)?).ok();
+            }
+            "ephemeral_metadata_purge_interval" => {
+                self.purge_interval_seconds = seconds("ephemeral_metadata_purge_interval", 1)? as u32;
+            }
+            _ => return Err(SettingsError::Unknown { key: key.to_owned() }),
+        }
+        Ok(())
     }
 }
 
 impl fmt::Display for BucketSettings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "max_item_size={};max_ttl={}", self.item_bytes_max, self.ttl_seconds_max)
+        write!(f, "bucket_type={};max_size={};", self.bucket_type, self.quota_bytes)?;
+        write!(f, "max_item_size={};max_ttl={};", self.item_bytes_max, self.ttl_seconds_max)?;
+        write!(f, "exp_pager_enabled={};exp_pager_stime={};", self.pager_enabled, self.pager_seconds)?;
+        let age = self.purge_age_seconds.map_or(-1, i64::from);
+        write!(f, "ephemeral_full_policy={};ephemeral_metadata_purge_age={age};", self.full_policy)?;
+        write!(f, "ephemeral_metadata_purge_interval={}", self.purge_interval_seconds)
     }
 }
 
@@ -118,9 +269,25 @@ fn split(text: &str) -> Vec<String> {
     parts
 }
 
-fn number(key: &'static str, text: &str, min: u64, max: u64) -> Result<u64, SettingsError> {
+fn number(key: &'static str, text: &str, min: i64, max: i64) -> Result<i64, SettingsError> {
     let parsed = text.parse().ok().filter(|number| (min..=max).contains(number));
     parsed.ok_or_else(|| SettingsError::Range { key, min, max, found: text.to_owned() })
+}
+
+fn word<T: Copy>(
+    key: &'static str,
+    text: &str,
+    words: [&'static str; 2],
+    meanings: [T; 2],
+) -> Result<T, SettingsError> {
+    let index = words.iter().position(|word| *word == text);
+    let [first, second] = words;
+    index.map(|index| meanings[index]).ok_or_else(|| SettingsError::Word {
+        key,
+        first,
+        second,
+        found: text.to_owned(),
+    })
 }
 
 #[cfg(test)]
@@ -130,9 +297,23 @@ mod tests {
     #[test]
     fn settings_survive_their_text_and_an_empty_text_is_the_default() {
         assert_eq!(BucketSettings::parse(""), Ok(BucketSettings::default()));
-        let settings = BucketSettings { item_bytes_max: 1000, ttl_seconds_max: 60 };
+        let settings =
+            BucketSettings { item_bytes_max: 1000, ttl_seconds_max: 60, ..BucketSettings::default() };
         assert_eq!(BucketSettings::parse(&settings.to_string()), Ok(settings));
         assert_eq!(BucketSettings::parse(" max_ttl = \\6\\0 ; max_item_size=1000; "), Ok(settings));
+        let other = BucketSettings {
+            bucket_type: BucketType::Ephemeral,
+            quota_bytes: 1 << 30,
+            item_bytes_max: 1,
+            ttl_seconds_max: 2,
+            pager_enabled: false,
+            pager_seconds: 3,
+            full_policy: FullPolicy::FailNewData,
+            purge_age_seconds: None,
+            purge_interval_seconds: 4,
+        };
+        assert_eq!(BucketSettings::parse(&other.to_string()), Ok(other));
+        assert!(KEYS.iter().all(|key| other.to_string().contains(&format!("{key}="))));
     }
 
     #[test]
@@ -142,6 +323,18 @@ mod tests {
         assert!(error("colour=red").contains("unknown bucket setting \"colour\""));
         assert!(error("max_item_size=20971521").contains("1 to 20971520, found \"20971521\""));
         assert!(error("max_ttl=-1").contains("found \"-1\""));
+        assert!(error("max_size=1000").contains("1048576 to "));
+        assert!(error("exp_pager_stime=0").contains("1 to "));
+        assert!(error("bucket_type=memcached").contains("persistent or ephemeral"));
         assert!(error("a\\;b").contains("a;b"));
+    }
+
+    #[test]
+    fn everything_but_the_type_can_be_changed() {
+        let settings = BucketSettings::default();
+        assert_eq!(settings.changed("max_size", "2097152").unwrap().quota_bytes, 2 << 20);
+        assert_eq!(settings.changed("max_size", "0"), Ok(settings));
+        assert!(matches!(settings.changed("bucket_type", "ephemeral"), Err(SettingsError::Fixed { .. })));
+        assert!(matches!(settings.changed("colour", "red"), Err(SettingsError::Unknown { .. })));
     }
 }

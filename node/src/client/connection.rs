@@ -208,7 +208,11 @@ impl Connection {
         Ok(())
     }
 
-    fn select_bucket(&mut self, bucket: &str) -> Result<(), ClientError> {
+    /// Selects a bucket, or none with [`NO_BUCKET`](super::NO_BUCKET).
+    ///
+    /// # Errors
+    /// `NoBucket` if there is none of that name.
+    pub fn select_bucket(&mut self, bucket: &str) -> Result<(), ClientError> {
         let request = Request::new(Opcode::SELECT_BUCKET).key(bucket.as_bytes());
         let unknown = |status| matches!(status, Status::KEY_ENOENT | Status::EACCESS);
         match self.call(request, |_| ()) {

@@ -1,6 +1,6 @@
 //! The blocking client: what tools, benchmarks and the demo talk to a node with.
 //!
-//! Bottom up: [`error`], the receive buffer, [`connection`] (one thing at a time), [`operations`], [`pipeline`] (many things at a time), [`records`] and [`scan`] (range scans), [`scan_queue`] (one
+//! Bottom up: [`error`], the receive buffer, [`connection`] (one thing at a time), [`operations`], [`buckets`], [`pipeline`] (many things at a time), [`records`] and [`scan`] (range scans), [`scan_queue`] (one
 //! after the other without a pause), [`mod@scan_all`] (all vbuckets over several connections), [`source`] and [`mod@load`] (documents from files into a node).
 //!
 //! Invariants
@@ -17,6 +17,7 @@ mod receive;
 pub mod connection;
 mod sasl;
 
+pub mod buckets;
 pub mod operations;
 pub mod pipeline;
 
@@ -32,6 +33,7 @@ pub mod source;
 
 pub mod load;
 
+pub use buckets::NO_BUCKET;
 pub use connection::{ConnectOptions, Connection, Credentials, DEFAULT_ADDRESS, DEFAULT_BUCKET};
 pub use error::ClientError;
 pub use generate::Generator;

@@ -11,13 +11,14 @@
 //!
 //! Does not know: sockets, which core owns a vbucket, what data commands do.
 
+use super::bucket::BucketJob;
 use super::data::{Operation, Outcome};
-use super::param::ParamChange;
+use super::param::{Asked, ParamChange};
 use super::request::Request;
 use super::respond::Responder;
 use super::session::Session;
 use super::stat::StatJob;
-use super::{cluster, collections, connection, param, sasl, stat};
+use super::{bucket, cluster, collections, connection, param, sasl, stat};
 use crate::auth::Role;
 use crate::protocol::{CloseReason, CollectionId, Frame, Incoming, Opcode, Refusal, Status, admit};
 
@@ -36,6 +37,8 @@ pub enum Next<'a> {
     Stat(StatJob),
     /// A parameter changes on every core.
     SetParam(ParamChange),
+    /// A bucket comes, goes or changes.
+    Bucket(BucketJob),
 }
 
 /// Why a connection is closed.
@@ -65,6 +68,8 @@ enum Home {
     Stat,
     /// On all cores, by an administrator.
     SetParam,
+    /// On all shards, by an administrator.
+    Bucket,
     /// Nowhere on this node.
     Nowhere,
 }
@@ -79,6 +84,7 @@ const fn home_of(opcode: Opcode) -> Home {
         }
         Opcode::STAT => Home::Stat,
         Opcode::SET_PARAM => Home::SetParam,
+        Opcode::CREATE_BUCKET | Opcode::DELETE_BUCKET => Home::Bucket,
         Opcode::HELLO
         | Opcode::SASL_LIST_MECHS
         | Opcode::SASL_AUTH
@@ -106,7 +112,7 @@ pub fn must_run_alone(opcode: Opcode) -> bool {
     match home_of(opcode) {
         Home::Vbucket(_) => matches!(opcode, Opcode::OBSERVE_SEQNO),
         Home::RangeScan => opcode == Opcode::RANGE_SCAN_CREATE,
-        Home::Stat | Home::SetParam => true,
+        Home::Stat | Home::SetParam | Home::Bucket => true,
         Home::Connection | Home::Nowhere => false,
     }
 }
@@ -116,6 +122,7 @@ impl Session {
     /// answered at once.
     #[inline]
     pub fn accept<'a>(&mut self, frame: Frame<'a>, received_ns: u64, out: &mut Vec<u8>) -> Next<'a> {
+        self.follow_buckets();
         match admit(&frame.header, self.is_authenticated()) {
             Ok(Incoming::Request) => {}
             Ok(Incoming::Response | Incoming::Ignored) => return Next::Done,
@@ -138,7 +145,7 @@ impl Session {
         let allowed = match home {
             Home::Vbucket(role) => self.check_document(&request, &responder, role, out),
             Home::RangeScan => self.check_document(&request, &responder, Role::ReadOnly, out),
-            Home::Connection | Home::Stat | Home::SetParam | Home::Nowhere => Ok(()),
+            Home::Connection | Home::Stat | Home::SetParam | Home::Bucket | Home::Nowhere => Ok(()),
         };
         let handled = match (allowed, home) {
             (Ok(()), Home::Vbucket(_)) => return Next::Vbucket(request),
@@ -149,7 +156,12 @@ impl Session {
                 Err(outcome) => outcome,
             },
             (Ok(()), Home::SetParam) => match param::begin(self, &request, &responder, out) {
-                Ok(change) => return Next::SetParam(change),
+                Ok(Asked::Node(change)) => return Next::SetParam(change),
+                Ok(Asked::Bucket(job)) => return Next::Bucket(job),
+                Err(outcome) => outcome,
+            },
+            (Ok(()), Home::Bucket) => match bucket::begin(self, &request, &responder, out) {
+                Ok(job) => return Next::Bucket(job),
                 Err(outcome) => outcome,
             },
             (Ok(()), Home::Connection) => {
@@ -192,10 +204,13 @@ impl Session {
         if view.bucket.is_none() {
             return Err(responder.fail(env, Status::NO_BUCKET, out));
         }
+        if self.is_emptying() {
+            return Err(responder.fail(env, Status::ETMPFAIL, out));
+        }
         if request.key.is_some_and(|key| key.collection != CollectionId::DEFAULT) {
             return Err(collections::unknown(env, responder, Status::UNKNOWN_COLLECTION, out));
         }
-        if request.vbucket().0 >= self.shared.catalog.vbucket_count() {
+        if request.vbucket().0 >= self.shared.vbucket_count() {
             return Err(cluster::not_my_vbucket(self, responder, out));
         }
         Ok(())

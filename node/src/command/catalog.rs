@@ -1,18 +1,21 @@
 //! What every core knows of its node: buckets by name, the cluster maps, the users.
 //!
-//! Made once at start and shared; nothing in it changes while the node runs.
+//! Nothing in it changes; a core takes another one when the buckets of the node change.
 //!
 //! Invariants
-//! - The maps are rendered for the ports and the version given, one for each bucket and a global one.
+//! - The maps are rendered for the ports given, one for each bucket and a global one. Their version rises with each change of the buckets.
 //!
 //! Cost: about 5 bytes a vbucket and bucket; look-ups by name walk the buckets, which are few.
 //!
 //! Does not know: shards, connections, documents.
 
+use std::sync::Arc;
+
 use ringbase_storage::format::manifest_record::BucketDesc;
 use ringbase_storage::types::BucketId;
 
 use crate::auth::Users;
+use crate::bucket::BucketSet;
 use crate::protocol::cluster_map::{BucketDescription, NodePorts, encode_bucket, encode_global};
 use crate::protocol::extras::ConfigVersion;
 
@@ -36,12 +39,12 @@ pub struct CatalogOptions {
     pub vbucket_count: u16,
     /// Where the node listens.
     pub ports: NodePorts,
-    /// Version of the cluster maps; must rise when they change.
+    /// Version of the first cluster maps.
     pub map_version: ConfigVersion,
     /// Who may come in.
     pub users: Users,
-    /// Name of the bucket in which every connection starts as an administrator, without authentication. Only for a
-    /// node that listens on loopback.
+    /// Name of the bucket in which every connection starts as an administrator, without authentication; as an administrator
+    /// also if there is no such bucket. Only for a node that listens on loopback.
     pub open_bucket: Option<String>,
     /// What VERSION answers.
     pub version: String,
@@ -50,46 +53,45 @@ pub struct CatalogOptions {
 }
 
 /// See the module.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Catalog {
+    set: Arc<BucketSet>,
     buckets: Vec<CatalogBucket>,
-    open_bucket: Option<BucketId>,
     global_map: Vec<u8>,
-    options: CatalogOptions,
-}
-
-/// The bucket that every connection should start in does not exist.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("there is no bucket {name:?} for connections to start in")]
-pub struct NoSuchBucket {
-    /// The name.
-    pub name: String,
+    options: Arc<CatalogOptions>,
 }
 
 impl Catalog {
     /// The catalog of a node with these buckets.
-    ///
-    /// # Errors
-    /// The open bucket is none of them.
-    pub fn new(buckets: &[BucketDesc], options: CatalogOptions) -> Result<Catalog, NoSuchBucket> {
-        let (version, ports, vbucket_count) = (options.map_version, options.ports, options.vbucket_count);
+    #[must_use]
+    pub fn new(set: Arc<BucketSet>, options: CatalogOptions) -> Catalog {
+        Catalog::render(set, Arc::new(options))
+    }
+
+    /// The catalog of the same node when it has these buckets.
+    #[must_use]
+    pub fn with(&self, set: Arc<BucketSet>) -> Catalog {
+        Catalog::render(set, self.options.clone())
+    }
+
+    fn render(set: Arc<BucketSet>, options: Arc<CatalogOptions>) -> Catalog {
+        let mut catalog = Catalog { set: set.clone(), buckets: Vec::new(), global_map: Vec::new(), options };
+        let (version, ports) = (catalog.map_version(), catalog.options.ports);
+        let vbucket_count = catalog.vbucket_count();
         let described = |bucket: &BucketDesc| {
             let description = BucketDescription { name: &bucket.name, uuid: bucket.uuid, vbucket_count };
             let map = encode_bucket(version, ports, &description);
             CatalogBucket { id: bucket.id, name: bucket.name.clone(), uuid: bucket.uuid, map }
         };
-        let mut catalog = Catalog {
-            buckets: buckets.iter().map(described).collect(),
-            open_bucket: None,
-            global_map: encode_global(version, ports),
-            options,
-        };
-        if let Some(name) = &catalog.options.open_bucket {
-            let bucket = catalog.bucket_named(name.as_bytes());
-            let found = bucket.ok_or_else(|| NoSuchBucket { name: name.clone() })?;
-            catalog.open_bucket = Some(found.id);
-        }
-        Ok(catalog)
+        catalog.buckets = set.buckets.iter().map(described).collect();
+        catalog.global_map = encode_global(version, ports);
+        catalog
+    }
+
+    /// The buckets as their lifecycle describes them.
+    #[must_use]
+    pub fn set(&self) -> &Arc<BucketSet> {
+        &self.set
     }
 
     /// The buckets.
@@ -119,13 +121,21 @@ impl Catalog {
     /// Version of all cluster maps.
     #[must_use]
     pub fn map_version(&self) -> ConfigVersion {
-        self.options.map_version
+        let first = self.options.map_version;
+        ConfigVersion { rev: first.rev.saturating_add_unsigned(self.set.changes), ..first }
     }
 
-    /// The bucket in which connections start without authentication.
+    /// Whether connections need no authentication.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.options.open_bucket.is_some()
+    }
+
+    /// The bucket in which connections start without authentication, if it exists.
     #[must_use]
     pub fn open_bucket(&self) -> Option<BucketId> {
-        self.open_bucket
+        let name = self.options.open_bucket.as_ref()?;
+        self.bucket_named(name.as_bytes()).map(|bucket| bucket.id)
     }
 
     /// The users.

@@ -26,12 +26,13 @@ pub(super) fn get_config(
             return Outcome::Done;
         }
     };
-    let current = shared.catalog.map_version();
+    let catalog = shared.catalog();
+    let current = catalog.map_version();
     if known.is_some_and(|known| known >= current) {
         responder.success(&shared.env).encode(out);
         return Outcome::Done;
     }
-    responder.json(&shared.env, shared.catalog.map(session.bucket()), out);
+    responder.json(&shared.env, catalog.map(session.bucket()), out);
     session.map_sent = Some(current);
     Outcome::Done
 }
@@ -39,13 +40,14 @@ pub(super) fn get_config(
 /// NOT_MY_VBUCKET with the map, or without it if the client has it and does not want it again.
 pub(super) fn not_my_vbucket(session: &mut Session, responder: &Responder, out: &mut Vec<u8>) -> Outcome {
     let shared = session.shared.clone();
+    let catalog = shared.catalog();
     let response = responder.with_status(&shared.env, Status::NOT_MY_VBUCKET);
     if session.knows_map() && responder.has(Feature::DedupeNotMyVbucketClustermap) {
         response.encode(out);
         return Outcome::Done;
     }
     let datatype = responder.visible(Datatype::JSON);
-    response.datatype(datatype).value(shared.catalog.map(session.bucket())).encode(out);
-    session.map_sent = Some(shared.catalog.map_version());
+    response.datatype(datatype).value(catalog.map(session.bucket())).encode(out);
+    session.map_sent = Some(catalog.map_version());
     Outcome::Done
 }

@@ -50,7 +50,8 @@ pub(super) fn select_bucket(
     if name == NO_BUCKET {
         session.select(None);
     } else {
-        let Some(bucket) = shared.catalog.bucket_named(name) else {
+        let catalog = shared.catalog();
+        let Some(bucket) = catalog.bucket_named(name) else {
             return responder.fail(&shared.env, Status::KEY_ENOENT, out);
         };
         session.select(Some(bucket.id));
@@ -81,7 +82,7 @@ pub(super) fn noop(session: &Session, responder: &Responder, out: &mut Vec<u8>) 
 
 pub(super) fn version(session: &Session, responder: &Responder, out: &mut Vec<u8>) -> Outcome {
     let shared = &session.shared;
-    responder.success(&shared.env).value(shared.catalog.version().as_bytes()).encode(out);
+    responder.success(&shared.env).value(shared.catalog().version().as_bytes()).encode(out);
     Outcome::Done
 }
 
@@ -97,7 +98,8 @@ pub(super) fn verbosity(session: &Session, responder: &Responder, out: &mut Vec<
 
 pub(super) fn list_buckets(session: &Session, responder: &Responder, out: &mut Vec<u8>) -> Outcome {
     let shared = &session.shared;
-    let names: Vec<&str> = shared.catalog.buckets().iter().map(|bucket| bucket.name.as_str()).collect();
+    let catalog = shared.catalog();
+    let names: Vec<&str> = catalog.buckets().iter().map(|bucket| bucket.name.as_str()).collect();
     responder.success(&shared.env).value(names.join(" ").as_bytes()).encode(out);
     Outcome::Done
 }

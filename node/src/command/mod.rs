@@ -5,7 +5,7 @@
 //! the key, else when the disk has answered. Statistics are gathered from every core ([`stat`]).
 //!
 //! Bottom up: [`catalog`] (what all cores know of the node), [`request`], [`respond`], [`session`], the families
-//! `connection`, `sasl`, `cluster`, `collections`, `data`, [`stat`], and `accept` above them.
+//! `connection`, `sasl`, `cluster`, `collections`, `data`, [`stat`], `bucket`, `param`, and `accept` above them.
 //!
 //! Invariants
 //! - A frame is appended to the output whole or not at all.
@@ -20,6 +20,7 @@ pub mod respond;
 pub mod session;
 
 mod accept;
+mod bucket;
 mod cluster;
 mod collections;
 mod connection;
@@ -29,11 +30,14 @@ mod sasl;
 pub mod stat;
 
 #[cfg(test)]
+mod expired;
+#[cfg(test)]
 mod rig;
 #[cfg(test)]
 mod tests;
 
 pub use accept::{Closing, Next, must_run_alone};
+pub use bucket::BucketJob;
 pub use catalog::{Catalog, CatalogBucket, CatalogOptions};
 pub use data::{Outcome, Reply, execute};
 pub use param::ParamChange;

@@ -20,7 +20,7 @@ use super::{
     Catalog, CatalogOptions, ConnectionId, Next, Outcome, Reply, Session, StatSource, execute, stat,
 };
 use crate::auth::{Role, User, Users};
-use crate::bucket::Engine;
+use crate::bucket::{BucketSet, Engine};
 use crate::protocol::cluster_map::NodePorts;
 use crate::protocol::extras::ConfigVersion;
 use crate::protocol::frame::FrameLimits;
@@ -194,8 +194,9 @@ impl Rig {
             };
             sim.block_on(shard.create_bucket(bucket)).unwrap();
         }
+        let set = Arc::new(BucketSet::new(shard.buckets()));
         let catalog = Catalog::new(
-            &shard.buckets(),
+            set.clone(),
             CatalogOptions {
                 vbucket_count: VBUCKETS,
                 ports: NodePorts { kv: 11210, mgmt: Some(8091) },
@@ -206,8 +207,9 @@ impl Rig {
                 started_at: 1_767_225_600,
             },
         );
-        let shared = Shared::new(Arc::new(catalog.unwrap()), sim.env());
-        let engine = Engine::new(sim.env(), vec![shard]).unwrap();
+        let shared = Shared::new(catalog, sim.env());
+        let engine = Engine::new(sim.env(), vec![shard], 128 << 20).unwrap();
+        engine.publish(&set).unwrap();
         let session = Session::new(shared, ConnectionId(1));
         let slots = Slots::default();
         Rig { sim, disk, engine, session, recovery, options, slots, next_opaque: 0 }
@@ -290,6 +292,7 @@ impl Rig {
                 outcome = execute(&self.engine, &self.session.view(), &request, &mut out, &mut defer);
             }
             Next::RangeScan(_) => panic!("no range scans here"),
+            Next::Bucket(_) => panic!("no change of buckets here"),
             Next::SetParam(change) => change.responder.success(&self.sim.env()).encode(&mut out),
             Next::Stat(job) => {
                 let sources: [&dyn StatSource; 1] = [&self.engine];

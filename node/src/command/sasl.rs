@@ -29,7 +29,8 @@ pub(super) fn start(
     let shared = session.shared.clone();
     let nonce = u128::from(shared.env.random_u64()) << 64 | u128::from(shared.env.random_u64());
     let (mechanism, challenge) = (request.frame.key, request.frame.value);
-    let outcome = session.sasl.start(mechanism, challenge, shared.catalog.users(), nonce.to_be_bytes());
+    let catalog = shared.catalog();
+    let outcome = session.sasl.start(mechanism, challenge, catalog.users(), nonce.to_be_bytes());
     settle(session, outcome, responder, out)
 }
 

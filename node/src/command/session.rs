@@ -4,12 +4,14 @@
 //! - Without an identity only the opcodes that need none are executed.
 //! - Authentication selects no bucket. On an open node a connection starts in the open bucket; a client that knows
 //!   SELECT_BUCKET (it says so in HELLO) leaves it and chooses for itself.
+//! - A connection whose bucket is emptied stays in it; one whose bucket is deleted has none from its next request on.
 //! - A [`SessionView`] says all that another core may need, and is as it was when its request was accepted.
 //!
 //! Cost: a few hundred bytes a connection.
 //!
 //! Does not know: sockets, what its requests do.
 
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -18,6 +20,7 @@ use ringbase_storage::types::BucketId;
 
 use super::catalog::Catalog;
 use crate::auth::{Identity, Role, SaslServer};
+use crate::bucket::BucketSet;
 use crate::protocol::extras::ConfigVersion;
 use crate::protocol::frame::FrameLimits;
 use crate::protocol::hello::Agent;
@@ -77,27 +80,55 @@ pub struct Session {
     pub(super) sasl: SaslServer,
     /// The version of the map last sent for the current selection.
     pub(super) map_sent: Option<ConfigVersion>,
+    /// Changes of the catalog that it has followed.
+    followed: u64,
+    map_version: ConfigVersion,
+    is_emptying: bool,
 }
 
 /// What the sessions of a core share.
 pub struct Shared {
-    /// The node.
-    pub catalog: Arc<Catalog>,
+    catalog: RefCell<Rc<Catalog>>,
+    /// Changes of the catalog.
+    changes: Cell<u64>,
+    vbucket_count: u16,
     /// The core.
     pub env: Env,
 }
 
 impl std::fmt::Debug for Shared {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Shared({} buckets)", self.catalog.buckets().len())
+        write!(f, "Shared({} buckets)", self.catalog.borrow().buckets().len())
     }
 }
 
 impl Shared {
     /// What the sessions of a core share.
     #[must_use]
-    pub fn new(catalog: Arc<Catalog>, env: Env) -> Rc<Shared> {
-        Rc::new(Shared { catalog, env })
+    pub fn new(catalog: Catalog, env: Env) -> Rc<Shared> {
+        let vbucket_count = catalog.vbucket_count();
+        let catalog = RefCell::new(Rc::new(catalog));
+        Rc::new(Shared { catalog, changes: Cell::new(0), vbucket_count, env })
+    }
+
+    /// The node as it is now.
+    #[must_use]
+    pub fn catalog(&self) -> Rc<Catalog> {
+        self.catalog.borrow().clone()
+    }
+
+    /// The buckets of the node have changed: every session follows with its next request.
+    pub fn set_buckets(&self, set: Arc<BucketSet>) {
+        let catalog = self.catalog().with(set);
+        self.catalog.replace(Rc::new(catalog));
+        self.changes.set(self.changes.get() + 1);
+    }
+
+    /// Vbuckets of every bucket.
+    #[must_use]
+    #[inline]
+    pub fn vbucket_count(&self) -> u16 {
+        self.vbucket_count
     }
 }
 
@@ -105,18 +136,53 @@ impl Session {
     /// A connection that has said nothing yet.
     #[must_use]
     pub fn new(shared: Rc<Shared>, id: ConnectionId) -> Session {
-        let open = shared.catalog.open_bucket();
-        let identity = open.map(|_| Identity { user: OPEN_USER.to_owned(), role: Role::Admin });
-        Session {
+        let catalog = shared.catalog();
+        let identity = catalog.is_open().then(|| Identity { user: OPEN_USER.to_owned(), role: Role::Admin });
+        let mut session = Session {
+            followed: shared.changes.get(),
+            map_version: catalog.map_version(),
+            is_emptying: false,
             shared,
             id,
             identity,
-            selection: open.map_or(Selection::None, Selection::Given),
+            selection: catalog.open_bucket().map_or(Selection::None, Selection::Given),
             features: Features::NONE,
             agent: Agent::default(),
             sasl: SaslServer::new(),
             map_sent: None,
+        };
+        session.follow(&catalog);
+        session
+    }
+
+    /// Takes note of what has become of the selected bucket since the last request.
+    #[inline]
+    pub(super) fn follow_buckets(&mut self) {
+        if self.followed != self.shared.changes.get() {
+            let catalog = self.shared.catalog();
+            self.follow(&catalog);
         }
+    }
+
+    #[cold]
+    fn follow(&mut self, catalog: &Catalog) {
+        self.followed = self.shared.changes.get();
+        self.map_version = catalog.map_version();
+        let set = catalog.set();
+        let current = |id| set.current(id);
+        self.selection = match self.selection {
+            Selection::None => Selection::None,
+            Selection::Given(id) => current(id).map_or(Selection::None, Selection::Given),
+            Selection::Chosen(id) => current(id).map_or(Selection::None, Selection::Chosen),
+        };
+        self.is_emptying = set.emptying.is_some() && set.emptying == self.bucket();
+    }
+
+    /// Whether the selected bucket is being emptied: it takes no requests for a moment.
+    #[must_use]
+    #[inline]
+    pub(super) fn is_emptying(&self) -> bool {
+        self.is_emptying
     }
 
     /// What its requests carry to other cores.
@@ -184,7 +250,7 @@ impl Session {
     #[must_use]
     #[inline]
     pub(super) fn knows_map(&self) -> bool {
-        self.map_sent == Some(self.shared.catalog.map_version())
+        self.map_sent == Some(self.map_version)
     }
 
     pub(super) fn set_identity(&mut self, identity: Option<Identity>) {
@@ -195,6 +261,8 @@ impl Session {
     pub(super) fn select(&mut self, bucket: Option<BucketId>) {
         self.selection = bucket.map_or(Selection::None, Selection::Chosen);
         self.map_sent = None;
+        let catalog = self.shared.catalog();
+        self.follow(&catalog);
     }
 
     /// Leaves the bucket that it did not choose.

@@ -21,7 +21,7 @@ use ringbase_storage::env::Env;
 use ringbase_storage::reader::ReadError;
 use ringbase_storage::scan::KeyScan;
 use ringbase_storage::sync::Event;
-use ringbase_storage::types::VbId;
+use ringbase_storage::types::{BucketId, VbId};
 use ringbase_storage::vbstore::VbStore;
 
 use super::buffer::{BufferBytes, BufferPool, ScanBuffer};
@@ -165,6 +165,12 @@ impl RangeScans {
         self.core.cancel_where(|scan| scan.at == at);
     }
 
+    /// Cancels every scan and create of a bucket that is deleted or emptied.
+    pub fn bucket_deleted(&self, bucket: BucketId) {
+        self.core.stop_creating(|creating| creating.at.bucket == bucket);
+        self.core.cancel_where(|scan| scan.at.bucket == bucket);
+    }
+
     /// Cancels every scan and create: the node stops.
     pub fn cancel_all(&self) {
         self.core.stop_creating(|_| true);
@@ -236,11 +242,7 @@ impl ScanCore {
     }
 
     /// Scans of a vbucket, or of all, of a bucket.
-    pub(super) fn of_bucket(
-        &self,
-        bucket: ringbase_storage::types::BucketId,
-        vb: Option<VbId>,
-    ) -> Vec<Rc<Scan>> {
+    pub(super) fn of_bucket(&self, bucket: BucketId, vb: Option<VbId>) -> Vec<Rc<Scan>> {
         self.all(|scan| scan.at.bucket == bucket && vb.is_none_or(|vb| scan.at.vb == vb))
     }
 

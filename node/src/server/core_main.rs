@@ -62,7 +62,8 @@ pub(super) struct CorePlan {
 /// The shards of a core are open.
 pub(super) struct Ready {
     pub(super) ring: RingFacts,
-    pub(super) buckets: Vec<BucketDesc>,
+    /// What shard 0 says, if this core hosts it.
+    pub(super) buckets: Option<Vec<BucketDesc>>,
     pub(super) vbuckets: u16,
     pub(super) reports: Vec<RecoveryReport>,
 }
@@ -105,10 +106,11 @@ async fn live(plan: CorePlan, tell: &impl Fn(CoreReport)) -> Result<(), String> 
         tracing::warn!(core = plan.core.0, %why, "the storage ring runs without registered memory");
     }
     let (shards, reports) = open_shards(&plan, &env, &ring).await?;
-    let engine = Engine::new(env.clone(), shards.clone()).map_err(|error| whole(&error))?;
+    let document_bytes = plan.config.memory_bytes / 5 * 2;
+    let engine = Engine::new(env.clone(), shards.clone(), document_bytes).map_err(|error| whole(&error))?;
     tell(CoreReport::Ready(Ready {
         ring: facts,
-        buckets: shards.first().map(Shard::buckets).unwrap_or_default(),
+        buckets: engine.authority().map(Shard::buckets),
         vbuckets: engine.vbucket_count(),
         reports,
     }));
@@ -118,6 +120,9 @@ async fn live(plan: CorePlan, tell: &impl Fn(CoreReport)) -> Result<(), String> 
         // The node stops before it served.
         return close_shards(&shards, hosted).await;
     };
+
+    engine.reconcile(catalog.set()).await.map_err(|error| whole(&error))?;
+    engine.publish(catalog.set()).map_err(|error| whole(&error))?;
 
     let config = &plan.config;
     let parts = CoreParts {

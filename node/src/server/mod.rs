@@ -24,6 +24,7 @@ use signal_hook::iterator::Signals;
 
 use crate::auth::Users;
 use crate::auth::users::{UsersError, os_random};
+use crate::bucket::BucketSet;
 use crate::check::preflight;
 use crate::command::{Catalog, CatalogOptions};
 use crate::config::{Config, ConfigError};
@@ -355,7 +356,7 @@ impl Node {
         if self.fresh {
             directory.end_format()?;
         }
-        let buckets = opened.first().map(|ready| ready.buckets.clone()).unwrap_or_default();
+        let buckets = opened.iter().find_map(|ready| ready.buckets.clone()).unwrap_or_default();
         let vbuckets = opened.first().map_or(0, |ready| ready.vbuckets);
         if config.vbuckets_given && config.vbuckets != vbuckets {
             let text = format!("the directory was formatted with {vbuckets} vbuckets");
@@ -375,9 +376,7 @@ impl Node {
             version: VERSION.to_owned(),
             started_at: now.as_secs() as u32,
         };
-        let catalog = Catalog::new(&buckets, options)
-            .map_err(|error| ConfigError::Value { key: "bucket", text: error.to_string() })?;
-        let catalog = Arc::new(catalog);
+        let catalog = Arc::new(Catalog::new(Arc::new(BucketSet::new(buckets)), options));
         for (_, orders) in &self.running {
             *orders.catalog.lock().unwrap_or_else(PoisonError::into_inner) = Some(catalog.clone());
             orders.go(Step::Serve);

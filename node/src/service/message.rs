@@ -2,6 +2,7 @@
 //!
 //! Does not know: how a message is handled.
 
+use crate::bucket::{BucketChange, ChangeError, Step};
 use crate::command::{SessionView, StatPart, StatQuery};
 use crate::core::mailbox;
 use crate::net::ConnId;
@@ -29,6 +30,14 @@ pub(super) enum Message {
     Stat { token: Token, query: StatQuery },
     /// Statistics of one core.
     StatPart { token: Token, part: StatPart },
+    /// A bucket is to be changed by the core that decides which buckets exist.
+    Bucket { token: Token, change: BucketChange },
+    /// What became of it.
+    BucketDone { token: Token, result: Result<(), ChangeError> },
+    /// A step of a change that every core takes.
+    Step { token: Token, step: Step },
+    /// A step has been taken.
+    StepDone { token: Token, result: Result<(), ChangeError> },
     /// A parameter changes on every core.
     SetParam { name: String, value: String },
 }
@@ -38,11 +47,14 @@ impl mailbox::Message for Message {
         match self {
             Message::Request { frame, .. } | Message::Answer { frame, .. } => frame.len() + 64,
             Message::ScanFrame { frame, .. } => frame.records().len() + 64,
-            Message::StatPart { .. } => 4096,
+            Message::StatPart { .. } | Message::Step { .. } => 4096,
             Message::SetParam { name, value } => name.len() + value.len() + 64,
             Message::CloseConnection { .. }
             | Message::ScanFrameSent { .. }
             | Message::ConnectionGone { .. }
+            | Message::Bucket { .. }
+            | Message::BucketDone { .. }
+            | Message::StepDone { .. }
             | Message::Stat { .. } => 64,
         }
     }

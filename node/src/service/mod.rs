@@ -11,6 +11,7 @@
 //! Cost: a request for a local vbucket sends no message and allocates nothing; a remote one is copied twice.
 //! Does not know: opcodes' rules (`command`), scans' contents (`range_scan`), sockets (`net`).
 
+mod buckets;
 mod message;
 mod outbox;
 mod remote;
@@ -25,7 +26,7 @@ use std::sync::Arc;
 use ringbase_storage::env::Env;
 use ringbase_storage::io::ring::Ring;
 
-use crate::bucket::Engine;
+use crate::bucket::{Engine, Lifecycle};
 use crate::command::{self, Catalog, Next, Outcome, Reply, Request, SessionView, execute, must_run_alone};
 use crate::core::CoreId;
 use crate::core::mailbox::{MailboxEnds, Mailboxes, mailboxes};
@@ -71,6 +72,8 @@ enum Waiting {
     Answer { ticket: Ticket, opcode: Opcode, received_ns: u64 },
     Scan(Rc<scans::Delivery>),
     Stat(stats::Gathering),
+    Bucket(buckets::Changing),
+    Step(Rc<buckets::Round>),
 }
 
 /// What the service knows of a connection.
@@ -90,6 +93,8 @@ pub struct CoreService {
     hosts: Vec<CoreId>,
     shared: Rc<command::session::Shared>,
     scans: RangeScans,
+    /// On the core that decides which buckets exist.
+    lifecycle: Option<Rc<Lifecycle>>,
     timings: Rc<CoreTimings>,
     outbox: OnceCell<Outbox>,
     waiting: RefCell<HashMap<Token, Waiting, ahash::RandomState>>,
@@ -103,9 +108,13 @@ impl CoreService {
         let CoreParts { core, env, engine, ring, hosts, catalog, scans } = parts;
         let engine = Rc::new(engine);
         let timings = Rc::new(CoreTimings::default());
+        let lifecycle = engine.authority().map(|authority| {
+            Lifecycle::new(env.clone(), authority.clone(), catalog.set().clone(), engine.document_bytes())
+        });
         let service = Rc::new_cyclic(|weak| CoreService {
             core,
-            shared: command::session::Shared::new(catalog, env.clone()),
+            shared: command::session::Shared::new(Catalog::clone(&catalog), env.clone()),
+            lifecycle,
             scans: RangeScans::new(env.clone(), engine.clone(), scans),
             env,
             engine,
@@ -237,7 +246,10 @@ impl net::Service for CoreService {
 
     fn order(&self, _: &Rc<Session>, frame: &Frame<'_>) -> Order {
         match frame.opcode() {
-            Opcode::RANGE_SCAN_CONTINUE => Order::Alone,
+            Opcode::RANGE_SCAN_CONTINUE
+            | Opcode::CREATE_BUCKET
+            | Opcode::DELETE_BUCKET
+            | Opcode::SET_PARAM => Order::Alone,
             opcode if must_run_alone(opcode) => Order::After,
             _ => Order::Free,
         }
@@ -279,6 +291,10 @@ impl net::Service for CoreService {
             Next::SetParam(change) => {
                 drop(command);
                 self.set_param(change, ticket);
+            }
+            Next::Bucket(job) => {
+                drop(command);
+                self.change_bucket(job, ticket);
             }
         }
     }

@@ -60,6 +60,10 @@ impl CoreService {
                 self.send(from, Message::StatPart { token, part });
             }
             Message::StatPart { token, part } => self.gathered(token, part),
+            Message::Bucket { token, change } => self.change_for(from, token, change),
+            Message::BucketDone { token, result } => self.changed(token, &result),
+            Message::Step { token, step } => self.take_step_for(from, token, step),
+            Message::StepDone { token, result } => self.step_done(token, result),
             Message::SetParam { name, value } => {
                 // The core that asked has checked it.
                 let _ = self.scans.set_param(&name, &value);

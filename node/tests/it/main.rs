@@ -6,5 +6,6 @@ mod end_to_end;
 mod kill_loop;
 mod mutated_frames;
 mod peer_bytes;
+mod process;
 mod range_scan;
 mod vectors;

@@ -151,6 +151,11 @@ pub enum Record {
     },
     /// A bucket exists.
     Bucket(BucketDesc),
+    /// No bucket has this number any more, nor will one have it again; its vbuckets are gone with all that they own.
+    BucketGone {
+        /// Which.
+        bucket: BucketId,
+    },
     /// A vbucket has exactly this state.
     Vbucket(Box<VbState>),
     /// The failover log of a vbucket.
@@ -453,6 +458,10 @@ impl Record {
                 put_list(out, removed, |id, out| out.put_u64(*id));
                 run.put(out);
             }
+            Record::BucketGone { bucket } => {
+                out.put_u8(10);
+                out.put_u32(bucket.0);
+            }
         }
     }
 
@@ -494,7 +503,8 @@ impl Record {
                 removed: list(reader, 8, |reader| reader.u64("run id"))?,
                 run: RunDesc::read(reader)?,
             },
-            _ => return Err(reader.invalid("tag", u64::from(tag), "1..=9")),
+            10 => Record::BucketGone { bucket: BucketId(reader.u32("bucket")?) },
+            _ => return Err(reader.invalid("tag", u64::from(tag), "1..=10")),
         })
     }
 
@@ -563,6 +573,7 @@ mod tests {
             Record::Failover { bucket, vb, log },
             Record::Flush { bucket, vb, counts, segment, run: run.clone(), marks: Some(marks) },
             Record::Merge { bucket, vb, removed: vec![1, 2], run },
+            Record::BucketGone { bucket },
         ]
     }
 

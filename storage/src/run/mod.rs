@@ -14,6 +14,7 @@ mod filter;
 mod merge;
 mod writer;
 
+use std::cell::Cell;
 use std::rc::Rc;
 
 pub use cursor::{Cursor, ReadAhead};
@@ -41,6 +42,8 @@ pub struct Run {
     fences: Vec<KeyFence>,
     filter: Filter,
     extents: Extents,
+    /// Earliest expiry of a document that nobody has dealt with; `u32::MAX` for none, `None` if not known.
+    next_expiry: Cell<Option<u32>>,
 }
 
 /// A key found in a run.
@@ -69,7 +72,7 @@ impl Run {
         let mut list = desc.extents.clone();
         list.push(desc.index);
         let extents = Extents::named(space.clone(), list);
-        Ok(Run { desc, identity, space, fences, filter, extents })
+        Ok(Run { desc, identity, space, fences, filter, extents, next_expiry: Cell::new(None) })
     }
 
     /// What the manifest says of it.
@@ -88,6 +91,17 @@ impl Run {
     /// A durable manifest names it from now on, or no longer does.
     pub fn set_named(&self, named: bool) {
         self.extents.set_named(named);
+    }
+
+    /// The earliest expiry in it that still has to be dealt with: `u32::MAX` if there is none, `None` if it must be looked for.
+    #[must_use]
+    pub fn next_expiry(&self) -> Option<u32> {
+        self.next_expiry.get()
+    }
+
+    /// Everything that expires before `expiry` has been dealt with.
+    pub fn set_next_expiry(&self, expiry: u32) {
+        self.next_expiry.set(Some(expiry));
     }
 
     /// Whether a key with this hash may be here.

@@ -2,6 +2,7 @@
 //!
 //! Does not know: where the versions come from.
 
+use std::cell::Cell;
 use std::io;
 use std::rc::Rc;
 
@@ -27,6 +28,7 @@ pub struct RunWriter {
     fences: Vec<KeyFence>,
     hashes: Vec<u64>,
     expected_blocks: u32,
+    next_expiry: u32,
     desc: RunDesc,
 }
 
@@ -52,6 +54,7 @@ impl RunWriter {
             fences: Vec::new(),
             hashes: Vec::new(),
             expected_blocks: (expected_bytes / BLOCK_BYTES) as u32 + 2,
+            next_expiry: u32::MAX,
             desc,
         }
     }
@@ -69,6 +72,9 @@ impl RunWriter {
         }
         self.builder.push(key, meta);
         self.hashes.push(filter_hash(key));
+        if !meta.item.kind.is_deleted() && meta.item.expiry != 0 {
+            self.next_expiry = self.next_expiry.min(meta.item.expiry);
+        }
         self.desc.records += 1;
         self.desc.tombstones += u64::from(meta.item.kind.is_deleted());
         self.desc.key_bytes += key.len() as u64;
@@ -110,7 +116,8 @@ impl RunWriter {
         self.desc.index = index.list()[0];
         let extents = join(&self.space, parts, index);
         let (desc, space, fences) = (self.desc, self.space, self.fences);
-        Ok(Rc::new(Run { desc, identity: self.identity, space, fences, filter, extents }))
+        let next_expiry = Cell::new(Some(self.next_expiry));
+        Ok(Rc::new(Run { desc, identity: self.identity, space, fences, filter, extents, next_expiry }))
     }
 }
 

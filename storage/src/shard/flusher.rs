@@ -34,9 +34,13 @@ impl ShardCore {
                 let flushing = self.flushing.lock().await;
                 let flushed = self.flush_oldest(self.options.flush_bytes).await;
                 drop(flushing);
-                if let Err(error) = flushed {
-                    self.report_flush_failure(&error);
-                    self.env.spawn.sleep(RETRY_AFTER).await;
+                match flushed {
+                    Ok(true) => {}
+                    Ok(false) => break,
+                    Err(error) => {
+                        self.report_flush_failure(&error);
+                        self.env.spawn.sleep(RETRY_AFTER).await;
+                    }
                 }
             }
         }
@@ -45,7 +49,8 @@ impl ShardCore {
 
     fn needs_flush(&self) -> bool {
         self.wal.fullness() > 0.5
-            || self.memtable_bytes.get() * 2 > self.options.memtable_bytes_max as i64
+            || self.memory.wants_flush()
+            || self.buckets.borrow().values().any(|memory| memory.wants_flush())
             || self.vbuckets.borrow().values().any(|store| store.is_crowded())
     }
 
@@ -129,7 +134,9 @@ impl ShardCore {
     pub(super) async fn flush_all(&self) -> Result<(), Rc<str>> {
         let target: Vec<(Rc<VbStore>, Seqno)> =
             self.vbuckets.borrow().values().map(|store| (store.clone(), store.high_seqno())).collect();
-        let behind = |(store, seqno): &(Rc<VbStore>, Seqno)| store.stats().flushed_seqno < *seqno;
+        let behind = |(store, seqno): &(Rc<VbStore>, Seqno)| {
+            store.stats().flushed_seqno < *seqno && !store.has_ended()
+        };
         while target.iter().any(behind) {
             if let Some(reason) = self.failure() {
                 return Err(reason);

@@ -17,8 +17,10 @@
 //!
 //! Does not know: buckets' settings, sockets, opcodes.
 
+mod bucket;
 mod commit;
 mod flusher;
+mod memory;
 mod metrics;
 mod open;
 
@@ -26,19 +28,22 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::{Rc, Weak};
 
+pub(crate) use memory::BucketMemory;
+pub use memory::BucketMemoryStats;
 pub use metrics::{Counter, Recorder, ShardMetrics};
 pub use open::{FormatOptions, OpenError, RecoveryReport, format};
 
+use self::memory::ShardMemory;
 use crate::cache::{BlockCache, CacheStats};
 use crate::env::Env;
 use crate::extent::{Space, SpaceStats};
-use crate::format::manifest_record::{BucketDesc, Record, VbCounts, VbState};
+use crate::format::manifest_record::{BucketDesc, Record};
 use crate::format::superblock::Geometry;
 use crate::io::Device;
 use crate::manifest::{Manifest, ManifestError};
 use crate::sync::{Event, Lock};
-use crate::types::{BucketId, FailoverEntry, Seqno, ShardId, VbId, VbUuid};
-use crate::vbstore::{VbStore, Version};
+use crate::types::{BucketId, ShardId, VbId, VbUuid};
+use crate::vbstore::VbStore;
 use crate::wal::Wal;
 
 /// Limits of a shard at run time. The shape on disk is its [`Geometry`].
@@ -76,8 +81,8 @@ pub struct ShardCore {
     metrics: ShardMetrics,
     failure: RefCell<Option<Rc<str>>>,
     dirty: RefCell<Vec<Weak<VbStore>>>,
-    memtable_bytes: Cell<i64>,
-    resident_bytes: Cell<i64>,
+    memory: Rc<ShardMemory>,
+    buckets: RefCell<BTreeMap<BucketId, Rc<BucketMemory>>>,
     commit_event: Event,
     flush_event: Event,
     idle_event: Event,
@@ -137,20 +142,10 @@ impl ShardCore {
         self.flush_event.notify_all();
     }
 
-    pub(crate) fn add_memtable(&self, bytes: i64) {
-        self.memtable_bytes.set(self.memtable_bytes.get() + bytes);
-    }
-
-    pub(crate) fn add_resident(&self, bytes: i64) {
-        self.resident_bytes.set(self.resident_bytes.get() + bytes);
-    }
-
-    pub(crate) fn has_memtable_room(&self) -> bool {
-        self.memtable_bytes.get() < self.options.memtable_bytes_max as i64
-    }
-
-    pub(crate) fn has_resident_room(&self, bytes: usize) -> bool {
-        self.resident_bytes.get() + (bytes as i64) < self.options.resident_bytes_max as i64
+    /// The account of a bucket; made at its first vbucket.
+    pub(crate) fn memory_of(&self, bucket: BucketId) -> Rc<BucketMemory> {
+        let mut buckets = self.buckets.borrow_mut();
+        buckets.entry(bucket).or_insert_with(|| Rc::new(BucketMemory::new(self.memory.clone()))).clone()
     }
 
     /// The shard has failed for good.
@@ -272,43 +267,13 @@ impl Shard {
             wal_fullness: self.core.wal.fullness(),
             wal_head_blocks: self.core.wal.head(),
             wal_pending_bytes: self.core.wal.pending_bytes() as u64,
-            memtable_bytes: self.core.memtable_bytes.get(),
-            resident_bytes: self.core.resident_bytes.get(),
+            memtable_bytes: self.core.memory.memtable_bytes(),
+            resident_bytes: self.core.memory.resident_bytes(),
             space: self.core.space.stats(),
             cache: self.core.space.cache().stats(),
             manifest_changes,
             manifest_checkpoints,
         }
-    }
-
-    /// Creates a bucket with the vbuckets of this shard, all active, each with a fresh branch; durable when it returns.
-    ///
-    /// # Errors
-    /// The manifest's; the shard has failed then.
-    pub async fn create_bucket(&self, bucket: BucketDesc) -> Result<(), ManifestError> {
-        let geometry = self.core.geometry;
-        let ours = (0..geometry.vbucket_count).filter(|vb| vb % geometry.shard_count == geometry.shard.0);
-        let states: Vec<VbState> = ours
-            .map(|vb| VbState {
-                bucket: bucket.id,
-                vb: VbId(vb),
-                state: 1,
-                failover_log: vec![FailoverEntry { uuid: self.core.new_branch(), seqno: Seqno(0) }],
-                counts: VbCounts::default(),
-                runs: Vec::new(),
-                segments: Vec::new(),
-                marks: Vec::new(),
-            })
-            .collect();
-        let mut records = vec![Record::Bucket(bucket)];
-        records.extend(states.iter().cloned().map(|state| Record::Vbucket(Box::new(state))));
-        self.core.change_manifest(records).await?;
-        let mut vbuckets = self.core.vbuckets.borrow_mut();
-        for state in states {
-            let store = VbStore::new(self.core.clone(), &state, Version::default());
-            vbuckets.insert((state.bucket, state.vb), store);
-        }
-        Ok(())
     }
 
     /// Lets go of the vbuckets, which hold the shard as it holds them. For a host that lives on after the shard; the shard takes no

@@ -7,6 +7,7 @@
 //! Invariants
 //! - Damage to anything that was durable is an error that names the place; it is never cut.
 //! - Each vbucket recovers a gap-free prefix of its seqnos, up to at least what was reported persisted.
+//! - Records of a bucket that is gone are passed over; its number never comes again.
 //!
 //! Does not know: why the node stopped.
 
@@ -15,6 +16,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::rc::Rc;
 
+use super::memory::ShardMemory;
 use super::{ShardCore, ShardMetrics, ShardOptions};
 use crate::cache::BlockCache;
 use crate::env::Env;
@@ -216,6 +218,10 @@ pub(super) async fn open(
     let stats = replay(what, |position, record| {
         let flushed = state.vbuckets.get(&(record.bucket, record.vb)).map(|vb| vb.counts.flushed_seqno);
         let Some(flushed) = flushed else {
+            let is_gone = record.bucket <= state.bucket_max && !state.buckets.contains_key(&record.bucket);
+            if is_gone && !is_on(Mutant::KeepGoneRecords) {
+                return Ok(());
+            }
             return Err(invalid("vbucket", u64::from(record.vb.0), "in the manifest"));
         };
         if record.meta.seqno > flushed {
@@ -254,8 +260,8 @@ pub(super) async fn open(
         metrics: ShardMetrics::default(),
         failure: RefCell::default(),
         dirty: RefCell::default(),
-        memtable_bytes: Cell::new(0),
-        resident_bytes: Cell::new(0),
+        memory: Rc::new(ShardMemory::new(options.memtable_bytes_max, options.resident_bytes_max)),
+        buckets: RefCell::default(),
         commit_event: Event::default(),
         flush_event: Event::default(),
         idle_event: Event::default(),

@@ -5,6 +5,7 @@
 //!
 //! Does not know: what is done with the answer.
 
+use std::cell::RefCell;
 use std::rc::Rc;
 
 use super::{Found, Lookup, VbStore, Version};
@@ -12,6 +13,7 @@ use crate::cache::Admission;
 use crate::reader::{ReadError, read};
 use crate::run::filter_hash;
 use crate::seqlog::{segment_of, seqlog_block};
+use crate::sync::Event;
 use crate::types::{Item, Seqno};
 
 /// What runs when a key's newest version is known.
@@ -26,6 +28,28 @@ impl VbStore {
             Lookup::OnDisk => return self.fetch(key, then),
         };
         then(self, Ok(found));
+    }
+
+    /// Runs `then` as [`VbStore::with_key`] does, and waits for what it returns.
+    pub async fn ask<T: 'static>(
+        &self,
+        key: &[u8],
+        then: impl FnOnce(&VbStore, Result<Found, ReadError>) -> T + 'static,
+    ) -> T {
+        let answer: Rc<RefCell<Option<T>>> = Rc::default();
+        let done = Rc::new(Event::default());
+        let (slot, event) = (answer.clone(), done.clone());
+        self.with_key(
+            key,
+            Box::new(move |store, found| {
+                let answer = then(store, found);
+                *slot.borrow_mut() = Some(answer);
+                event.notify_all();
+            }),
+        );
+        done.until(|| answer.borrow().is_some()).await;
+        let answer = answer.borrow_mut().take();
+        answer.expect("waited for")
     }
 
     fn fetch(&self, key: &[u8], then: Continuation) {
@@ -50,9 +74,9 @@ impl VbStore {
         let mut state = self.state.borrow_mut();
         let waiting = state.fetching.remove(key).unwrap_or_default();
         if let Ok(Found::Version(item)) = &found
-            && self.core.has_resident_room(item.resident_bytes())
+            && self.memory.has_resident_room(item.resident_bytes())
         {
-            self.core.add_resident(item.resident_bytes() as i64);
+            self.memory.add_resident(item.resident_bytes() as i64);
             state.table.insert(item.clone());
         }
         drop(state);

@@ -185,12 +185,11 @@ impl VbStore {
                 view.epoch.set(view.epoch.get() + 1);
             }
         }
-        self.core.add_memtable(-(table.bytes() as i64));
+        self.memory.add_memtable(-(table.bytes() as i64));
         for item in table.iter() {
-            if item.meta.kind.is_deleted() || !self.core.has_resident_room(0) {
-                let before = state.table.bytes();
-                state.table.evict(item.key(), item.meta.seqno);
-                self.core.add_resident(state.table.bytes() as i64 - before as i64);
+            if item.meta.kind.is_deleted() || !self.memory.has_resident_room(0) {
+                let evicted = state.table.evict(item.key(), item.meta.seqno);
+                self.memory.add_resident(-evicted.map_or(0, |item| item.resident_bytes() as i64));
             }
         }
         state.table.shrink();

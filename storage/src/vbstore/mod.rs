@@ -12,6 +12,9 @@
 //!
 //! Does not know: the vbucket's role, clients, expiry's rules, DCP.
 
+mod end;
+mod evict;
+mod expiring;
 mod fetch;
 mod flush;
 mod view;
@@ -21,6 +24,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::{Rc, Weak};
 
+pub use expiring::{ExpiryScan, SLICE_RECORDS};
 pub use fetch::Continuation;
 pub use flush::FlushError;
 pub(crate) use flush::Prepared;
@@ -33,7 +37,7 @@ use crate::hashtable::HashTable;
 use crate::memtable::Memtable;
 use crate::reader::ReadError;
 use crate::run::{Run, filter_hash};
-use crate::shard::ShardCore;
+use crate::shard::{BucketMemory, ShardCore};
 use crate::sync::Event;
 use crate::types::{BucketId, Cas, FailoverEntry, Item, Seqno, VbId, VbUuid};
 
@@ -133,6 +137,8 @@ pub struct VbStore {
     vb: VbId,
     core: Rc<ShardCore>,
     state: RefCell<State>,
+    memory: Rc<BucketMemory>,
+    ended: Cell<bool>,
     persisted: Cell<Seqno>,
     persisted_event: Event,
     flushed_event: Event,
@@ -166,6 +172,8 @@ impl VbStore {
         Rc::new_cyclic(|weak| VbStore {
             bucket: described.bucket,
             vb: described.vb,
+            memory: core.memory_of(described.bucket),
+            ended: Cell::new(false),
             core,
             state: RefCell::new(state),
             persisted: Cell::new(counts.flushed_seqno),
@@ -223,9 +231,10 @@ impl VbStore {
         }
     }
 
-    /// Waits until `seqno` is durable; false if the shard fails first.
+    /// Waits until `seqno` is durable; false if the shard fails or the bucket is deleted first.
     pub async fn wait_persisted(&self, seqno: Seqno) -> bool {
-        self.persisted_event.until(|| self.persisted.get() >= seqno || self.core.has_failed()).await;
+        let is_over = || self.core.has_failed() || self.ended.get();
+        self.persisted_event.until(|| self.persisted.get() >= seqno || is_over()).await;
         self.persisted.get() >= seqno
     }
 
@@ -342,18 +351,6 @@ impl VbStore {
     /// # Errors
     /// `Io`, `Damaged`: the disk could not say.
     pub async fn get(&self, key: &[u8]) -> Result<Found, ReadError> {
-        let answer: Rc<RefCell<Option<Result<Found, ReadError>>>> = Rc::default();
-        let done = Rc::new(Event::default());
-        let (slot, event) = (answer.clone(), done.clone());
-        self.with_key(
-            key,
-            Box::new(move |_, found| {
-                *slot.borrow_mut() = Some(found);
-                event.notify_all();
-            }),
-        );
-        done.until(|| answer.borrow().is_some()).await;
-        let answer = answer.borrow_mut().take();
-        answer.expect("waited for")
+        self.ask(key, |_, found| found).await
     }
 }

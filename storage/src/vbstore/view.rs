@@ -32,7 +32,7 @@ pub struct Version {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ViewError {
-    /// The shard has failed: what the view would show is not durable.
+    /// The shard, or a flush that must come first, has failed.
     #[error("the snapshot cannot become durable: {reason}")]
     Failed {
         /// Why.
@@ -72,7 +72,7 @@ impl std::fmt::Debug for ReadView {
 }
 
 impl VbStore {
-    /// Opens a view of everything written so far.
+    /// Opens a view of everything written so far. Where it must wait for a flush, a failed one ends the wait.
     ///
     /// # Errors
     /// `Failed`.
@@ -82,10 +82,14 @@ impl VbStore {
             !state.active.is_empty() && state.frozen.len() >= FROZEN_MAX
         };
         if crowded() {
-            self.core.want_flush();
             let failures = || self.core.metrics().flush_failures.get();
             let before = failures();
-            self.flushed_event.until(|| !crowded() || self.core.has_failed() || failures() > before).await;
+            self.core.want_flush();
+            let is_over = || self.core.has_failed() || self.has_ended() || failures() != before;
+            self.flushed_event.until(|| !crowded() || is_over()).await;
+        }
+        if self.has_ended() {
+            return Err(ViewError::Failed { reason: "the bucket is deleted".into() });
         }
         let cell = {
             let state = &mut *self.state.borrow_mut();
@@ -93,8 +97,8 @@ impl VbStore {
                 state.freeze();
             }
             if !state.active.is_empty() {
-                let reason =
-                    self.core.failure().unwrap_or_else(|| "what is in memory cannot be flushed".into());
+                let unflushed = || "a flush that must come first has failed".into();
+                let reason = self.core.failure().unwrap_or_else(unflushed);
                 return Err(ViewError::Failed { reason });
             }
             let cell = Rc::new(ViewCell {

@@ -43,6 +43,9 @@ pub enum WriteError {
         /// The most.
         max: usize,
     },
+    /// The bucket is deleted.
+    #[error("the bucket is deleted")]
+    Gone,
     /// The shard has failed; nothing is acknowledged any more.
     #[error("shard {shard} has failed: {reason}")]
     Failed {
@@ -66,7 +69,7 @@ impl VbStore {
     /// visible at once, durable after a group commit.
     ///
     /// # Errors
-    /// `Busy`: temporary. `TooLong`, `Failed`.
+    /// `Busy`: temporary. `TooLong`, `Gone`, `Failed`.
     pub fn write(&self, found: &Found, new: NewVersion<'_>) -> Result<Rc<Item>, WriteError> {
         let wal = self.core.wal();
         let record_bytes = WAL_RECORD_BYTES + new.key.len() + new.value.len();
@@ -74,11 +77,14 @@ impl VbStore {
         if let Some(reason) = self.core.failure() {
             return Err(WriteError::Failed { shard, reason });
         }
+        if self.ended.get() {
+            return Err(WriteError::Gone);
+        }
         let max = wal.record_bytes_max();
         if record_bytes > max {
             return Err(WriteError::TooLong { bytes: record_bytes, max });
         }
-        if !wal.has_room(record_bytes) || !self.core.has_memtable_room() {
+        if !wal.has_room(record_bytes) || !self.memory.has_memtable_room() {
             self.core.want_flush();
             return Err(WriteError::Busy { shard });
         }
@@ -102,7 +108,7 @@ impl VbStore {
         };
         let item = Item::with_former(meta, new.key, new.value, former);
         let position = wal.append(self.bucket, self.vb, &item);
-        state.take(&self.core, item.clone(), position);
+        state.take(&self.memory, item.clone(), position);
         if !self.dirty.replace(true) {
             self.core.add_dirty(self.weak.clone());
         }
@@ -119,7 +125,7 @@ impl VbStore {
         if item.meta.seqno != state.high.next() {
             return Err(state.high.next());
         }
-        state.take(&self.core, item, position);
+        state.take(&self.memory, item, position);
         self.persisted.set(state.high);
         Ok(())
     }
@@ -132,7 +138,7 @@ impl VbStore {
 }
 
 impl super::State {
-    fn take(&mut self, core: &crate::shard::ShardCore, item: Rc<Item>, position: u64) {
+    fn take(&mut self, memory: &crate::shard::BucketMemory, item: Rc<Item>, position: u64) {
         let meta = &item.meta;
         self.high = meta.seqno;
         let counts = &mut self.counts;
@@ -145,10 +151,10 @@ impl super::State {
         counts.tombstones = counts.tombstones + u64::from(meta.kind.is_deleted()) - u64::from(was_tombstone);
         let before = self.active.bytes();
         self.active.insert(item.clone(), position);
-        core.add_memtable(self.active.bytes() as i64 - before as i64);
+        memory.add_memtable(self.active.bytes() as i64 - before as i64);
         let added = item.resident_bytes() as i64;
         let replaced = self.table.insert(item).map_or(0, |old| old.resident_bytes() as i64);
-        core.add_resident(added - replaced);
+        memory.add_resident(added - replaced);
     }
 }
 

@@ -1,7 +1,7 @@
 //! Reading the log back after a start: the chain of batches from the tail on, and where it ends.
 //!
 //! The chain ends at the first batch that does not verify or does not follow. Whether that is a torn tail or damage is decided by
-//! every valid header in the file: if one knew a later position durable, it is damage.
+//! every valid header in the file: if one knew a later position durable, or stands where it does not belong, it is damage.
 //!
 //! Does not know: what is done with a record.
 
@@ -234,7 +234,7 @@ struct Claim {
     manifest_generation: u64,
 }
 
-/// The highest numbers that any valid batch in the file names, wherever it stands.
+/// The highest numbers that any valid batch in the file names, also one that stands where it does not belong.
 async fn highest_claim(what: &Replay<'_>, window: &mut Window<'_>) -> Result<Claim, WalError> {
     let mut claim = Claim::default();
     let mut position = 0;
@@ -242,12 +242,18 @@ async fn highest_claim(what: &Replay<'_>, window: &mut Window<'_>) -> Result<Cla
         let len_max = (what.shape.to_segment_end(position) as usize * BLOCK_BYTES).min(BATCH_BYTES_MAX);
         let first = window.at(position, BLOCK_BYTES).await?;
         let header = peek_batch(Log::Wal, what.shard_uuid, first, len_max).ok().flatten();
-        let Some(header) = header.filter(|header| header.position % what.shape.blocks == position) else {
+        let Some(header) = header else {
             position += 1;
             continue;
         };
         let batch = window.at(position, header.blocks() as usize * BLOCK_BYTES).await?;
         if verify_batch(Log::Wal, &header, batch).is_err() {
+            position += 1;
+            continue;
+        }
+        if header.position % what.shape.blocks != position {
+            // No crash puts a batch where it does not belong: a write went astray, and what it should have written was acknowledged.
+            claim.durable = claim.durable.max(header.position + header.blocks());
             position += 1;
             continue;
         }

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod branch;
+mod buckets;
 mod crash;
 mod damage;
 mod device;

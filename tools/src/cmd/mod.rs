@@ -2,6 +2,7 @@
 //!
 //! Does not know: what a command prints.
 
+mod bucket;
 mod documents;
 mod inspect;
 mod load;
@@ -34,6 +35,7 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
         Command::Incr(args) => documents::incr(&global, &args),
         Command::Stats(args) => stats::run(&global, &args),
         Command::Timings(args) => timings::run(&global, &args),
+        Command::Bucket(args) => bucket::run(&global, &args),
         Command::User(args) => user::run(&global, &args),
         Command::Load(args) => load::run(&global, &args),
         Command::RangeScan(args) => range_scan::run(&global, args),

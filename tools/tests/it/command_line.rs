@@ -2,8 +2,20 @@
 
 use super::{ringctl, ringctl_with_input, unused_address};
 
-const COMMANDS: &[&str] =
-    &["ping", "get", "set", "delete", "touch", "incr", "stats", "timings", "user", "load", "range-scan"];
+const COMMANDS: &[&str] = &[
+    "ping",
+    "get",
+    "set",
+    "delete",
+    "touch",
+    "incr",
+    "stats",
+    "timings",
+    "bucket",
+    "user",
+    "load",
+    "range-scan",
+];
 
 #[test]
 fn help_succeeds_on_standard_output_and_shows_examples_for_every_command() {
@@ -15,7 +27,7 @@ fn help_succeeds_on_standard_output_and_shows_examples_for_every_command() {
         assert_eq!(help.code, 0, "{command}");
         assert!(help.out.contains("--host"), "{command} takes the general flags");
     }
-    for command in ["get", "set", "incr", "stats", "timings", "user", "load", "range-scan"] {
+    for command in ["get", "set", "incr", "stats", "timings", "bucket", "user", "load", "range-scan"] {
         let help = ringctl(&[command, "--help"]).out;
         assert!(help.contains("Example") && help.contains(&format!("ringctl {command} ")), "{command}");
     }
@@ -58,6 +70,8 @@ fn without_a_node_every_command_exits_with_1_and_one_sentence_that_helps() {
         &["incr", "k"],
         &["stats"],
         &["timings"],
+        &["bucket", "list"],
+        &["bucket", "create", "b"],
         &["load", "generate:10,10,10,1"],
         &["range-scan", "--key-only"],
     ] {

@@ -1,5 +1,8 @@
 //! ringctl as the shell sees it: arguments, exit codes, standard output and error.
 
+#![allow(clippy::unwrap_used, reason = "all of this crate is tests, helpers too")]
+
+mod buckets;
 mod command_line;
 mod users;
 

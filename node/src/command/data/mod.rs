@@ -23,16 +23,13 @@ mod tests;
 
 pub(super) use operation::Operation;
 
-use std::rc::Rc;
-
-use ringbase_storage::types::VbId;
 use ringbase_storage::vbstore::{Lookup, VbStore};
 
 use super::request::Request;
 use super::respond::Responder;
 use super::session::SessionView;
+use crate::bucket::Engine;
 use crate::bucket::tally::count;
-use crate::bucket::{Engine, LocalBucket};
 use crate::protocol::Status;
 use crate::protocol::extras::ObservedSeqno;
 use crate::protocol::key::KeyBuffer;
@@ -71,7 +68,11 @@ pub fn execute(
     let Some(operation) = Operation::of(request.opcode()) else {
         return responder.fail(engine.env(), Status::NOT_SUPPORTED, out);
     };
-    let Some((bucket, store)) = find(engine, view, request.vbucket()) else {
+    // A bucket that was selected a moment ago and is not here now is being deleted or emptied: the next try tells.
+    let Some(bucket) = view.bucket.and_then(|id| engine.bucket(id)) else {
+        return responder.fail(engine.env(), Status::ETMPFAIL, out);
+    };
+    let Some(store) = bucket.vbucket(request.vbucket()) else {
         return responder.fail(engine.env(), Status::NOT_MY_VBUCKET, out);
     };
     let env = engine.env();
@@ -102,7 +103,7 @@ pub fn execute(
     match operation::perform(&prepared, store, context, key, &found) {
         Ok(answer) => {
             if let Some(timeout) = wait::commit_timeout(request, store, &answer) {
-                wait::for_commit(store, &context.env, responder, answer, timeout, defer());
+                wait::for_commit(store, context, responder, answer, timeout, defer());
                 return Outcome::Deferred;
             }
             answer.encode(&responder, env, store, request.frame.key, out);
@@ -110,11 +111,6 @@ pub fn execute(
         }
         Err(status) => responder.fail(env, status, out),
     }
-}
-
-fn find<'e>(engine: &'e Engine, view: &SessionView, vb: VbId) -> Option<(&'e LocalBucket, &'e Rc<VbStore>)> {
-    let bucket = engine.bucket(view.bucket?)?;
-    Some((bucket, bucket.vbucket(vb)?))
 }
 
 /// What is known of the branch that the client names: how far it is durable, or where another one left it.

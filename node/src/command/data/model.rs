@@ -305,7 +305,7 @@ impl Driver {
         }
         let high = branch.history.len() as u64 - 1;
         self.greatest_cas = greatest_cas.max(answer.cas);
-        let store = self.rig.engine.buckets()[0].vbucket(vb_of(key)).unwrap();
+        let store = self.rig.engine.buckets()[0].vbucket(vb_of(key)).unwrap().clone();
         assert_eq!(store.high_seqno().0, high, "{what}");
     }
 
@@ -321,7 +321,7 @@ impl Driver {
             disk.crash(seed);
         });
         for (vb, branch) in branches.iter_mut().enumerate() {
-            let store = rig.engine.buckets()[0].vbucket(VbId(vb as u16)).unwrap();
+            let store = rig.engine.buckets()[0].vbucket(VbId(vb as u16)).unwrap().clone();
             let high = store.high_seqno().0;
             assert!(high >= persisted[vb], "vbucket {vb} lost what was persisted");
             assert!(high < branch.history.len() as u64, "vbucket {vb} invented a mutation");

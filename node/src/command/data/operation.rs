@@ -11,9 +11,8 @@ use ringbase_storage::vbstore::{Found, VbStore, WriteError};
 use super::answer::{Answer, Detail};
 use crate::auth::Role;
 use crate::bucket::document::{Body, Direction, Document, End, Step, StoreMode};
-use crate::bucket::engine::BucketContext;
 use crate::bucket::tally::count;
-use crate::bucket::{Failure, expiry};
+use crate::bucket::{BucketContext, Failure, expiry};
 use crate::command::request::Request;
 use crate::protocol::extras::{ArithmeticExtras, StoreExtras, decode_u32};
 use crate::protocol::{Opcode, Refusal, Status};
@@ -118,7 +117,7 @@ pub(super) fn prepare<'a>(
     let (extras, value) = (request.frame.extras, request.frame.value);
     let status = |refusal: Refusal| refusal.status;
     let absolute = |given| {
-        expiry::absolute(given, now, bucket.settings.ttl_seconds_max).map_err(|_| Status::EXPIRY_OVERFLOW)
+        expiry::absolute(given, now, bucket.settings().ttl_seconds_max).map_err(|_| Status::EXPIRY_OVERFLOW)
     };
     let action = match operation {
         Operation::Get | Operation::GetWithKey => Action::Read,
@@ -129,14 +128,14 @@ pub(super) fn prepare<'a>(
         }
         Operation::Store(mode) => {
             let StoreExtras { flags, expiry } = StoreExtras::decode(extras).map_err(status)?;
-            if value.len() > bucket.settings.item_bytes_max {
+            if value.len() > bucket.settings().item_bytes_max {
                 return Err(Status::E2BIG);
             }
             let body = Body { value, flags, expiry: absolute(expiry)? };
             Action::Store { mode, body, keep_expiry: request.framing.preserve_ttl }
         }
         Operation::Concatenate(end) => {
-            if value.len() > bucket.settings.item_bytes_max {
+            if value.len() > bucket.settings().item_bytes_max {
                 return Err(Status::E2BIG);
             }
             Action::Concatenate { end, added: value }
@@ -217,7 +216,7 @@ fn status_of(failure: Failure) -> Status {
         Failure::NotStored => Status::NOT_STORED,
         Failure::NotACounter => Status::DELTA_BADVAL,
         Failure::TooLong { .. } | Failure::Write(WriteError::TooLong { .. }) => Status::E2BIG,
-        Failure::Write(WriteError::Busy { .. }) => Status::ETMPFAIL,
+        Failure::Write(WriteError::Busy { .. } | WriteError::Gone) => Status::ETMPFAIL,
         Failure::Write(error) => {
             tracing::error!(%error, "a change was not accepted");
             Status::EINTERNAL

@@ -471,7 +471,7 @@ fn observed_seqnos_tell_memory_from_disk_and_know_older_branches() {
         older_branch: None,
     };
     assert_eq!(observe(&mut rig, token.uuid.0), (Status::SUCCESS, Some(observed(0, 1))));
-    rig.sim.run_until_idle();
+    rig.sim.run_for(std::time::Duration::from_secs(1));
     assert_eq!(observe(&mut rig, token.uuid.0), (Status::SUCCESS, Some(observed(1, 1))));
     assert_eq!(observe(&mut rig, 1), (Status::KEY_ENOENT, None));
     rig.ask(set(KEY, b"lost"));
@@ -504,7 +504,7 @@ fn durable_writes_answer_in_memory_or_after_the_commit_as_their_level_says() {
         assert_eq!(rig.is_waiting(index), level != DurabilityLevel::Majority, "{level:?}");
         let answer = rig.wait(index).one();
         let token = MutationToken::decode(&answer.extras).unwrap();
-        let store = rig.engine.buckets()[0].vbucket(VB).unwrap();
+        let store = rig.engine.buckets()[0].vbucket(VB).unwrap().clone();
         assert_eq!((answer.status, token.seqno), (Status::SUCCESS, Seqno(1)));
         if level != DurabilityLevel::Majority {
             assert_eq!(store.persisted_seqno(), Seqno(1));

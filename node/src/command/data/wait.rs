@@ -13,14 +13,13 @@ use std::rc::{Rc, Weak};
 use std::time::Duration;
 
 use futures_lite::future;
-use ringbase_storage::env::Env;
 use ringbase_storage::reader::ReadError;
 use ringbase_storage::vbstore::{Found, VbStore};
 
 use super::answer::Answer;
 use super::operation::{Operation, perform, prepare};
 use super::{Outcome, Reply};
-use crate::bucket::engine::{BucketContext, WaitingRoom};
+use crate::bucket::context::{BucketContext, WaitingRoom};
 use crate::command::request::Request;
 use crate::command::respond::Responder;
 use crate::command::session::SessionView;
@@ -81,7 +80,7 @@ impl Waiting {
                 if let Some(timeout) = commit_timeout(&request, store, &answer)
                     && let Some(shared) = shared.upgrade()
                 {
-                    return for_commit(&shared, env, responder, answer, timeout, reply);
+                    return for_commit(&shared, &bucket, responder, answer, timeout, reply);
                 }
                 answer.encode(&responder, env, store, request.frame.key, &mut frame);
                 Outcome::Done
@@ -134,14 +133,14 @@ pub(super) fn commit_timeout(request: &Request<'_>, store: &VbStore, answer: &An
 /// Answers when the version is durable.
 pub(super) fn for_commit(
     store: &Rc<VbStore>,
-    env: &Env,
+    bucket: &Rc<BucketContext>,
     responder: Responder,
     answer: Answer,
     timeout: Duration,
     reply: Box<dyn Reply>,
 ) {
-    let (store, host) = (store.clone(), env.clone());
-    env.spawn("durable write", async move {
+    let (store, host, under_way) = (store.clone(), bucket.env.clone(), bucket.under_way());
+    bucket.env.spawn("durable write", async move {
         let persisted = store.wait_persisted(answer.item.meta.seqno);
         let in_time = future::or(persisted, async {
             host.spawn.sleep(timeout).await;
@@ -155,5 +154,6 @@ pub(super) fn for_commit(
             responder.fail(&host, Status::SYNC_WRITE_AMBIGUOUS, &mut frame)
         };
         finish(outcome, reply, &frame);
+        drop(under_way);
     });
 }

@@ -25,6 +25,7 @@ impl StatSource for Engine {
     fn reset(&self) {
         for bucket in self.buckets() {
             bucket.context.tally.reset();
+            bucket.context.pager_runs.set(0);
         }
     }
 }
@@ -35,9 +36,8 @@ fn each_vbucket(
     part: &mut StatPart,
     show: fn(&VbStore, &VbStats, &mut StatPart),
 ) {
-    let bucket = query.bucket.and_then(|id| engine.bucket(id));
-    let vbuckets = bucket.into_iter().flat_map(|bucket| bucket.vbuckets());
-    for store in vbuckets.filter(|store| query.covers(store.id())) {
+    let Some(bucket) = query.bucket.and_then(|id| engine.bucket(id)) else { return };
+    for store in bucket.vbuckets().filter(|store| query.covers(store.id())) {
         show(store, &store.stats(), part);
     }
 }
@@ -70,7 +70,14 @@ fn general(engine: &Engine, query: &StatQuery, part: &mut StatPart) {
     for (name, number) in bucket.context.tally.iter() {
         part.sum(name, number);
     }
-    part.max("ep_max_item_size", bucket.context.settings.item_bytes_max as u64);
+    let settings = bucket.context.settings();
+    part.text("ep_bucket_type", settings.bucket_type);
+    part.text("ep_max_size", bucket.context.quota_bytes());
+    part.text("ep_max_item_size", settings.item_bytes_max);
+    part.text("ep_max_ttl", settings.ttl_seconds_max);
+    part.text("ep_exp_pager_enabled", settings.pager_enabled);
+    part.text("ep_exp_pager_stime", settings.pager_seconds);
+    part.max("ep_num_expiry_pager_runs", bucket.context.pager_runs.get());
     for store in bucket.vbuckets() {
         let stats = store.stats();
         part.sum("vb_active_num", 1);
@@ -80,6 +87,7 @@ fn general(engine: &Engine, query: &StatQuery, part: &mut StatPart) {
         }
         part.sum("tombstones", stats.tombstones);
         part.sum("resident_items", stats.resident_items);
+        part.sum("mem_used", stats.resident_bytes + stats.index_bytes);
         part.sum("vb_active_ht_memory", stats.resident_bytes);
         part.sum("index_bytes", stats.index_bytes);
         for name in ["ep_queue_size", "vb_active_queue_size"] {

@@ -191,7 +191,7 @@ pub(super) fn begin(
             responder.refuse(env, Refusal::einval("The argument must be the number of a vbucket"), out);
             return Err(Outcome::Done);
         };
-        if vb.0 >= shared.catalog.vbucket_count() {
+        if vb.0 >= shared.vbucket_count() {
             return Err(cluster::not_my_vbucket(session, responder, out));
         }
         query.vbucket = Some(vb);
@@ -202,7 +202,7 @@ pub(super) fn begin(
 
 /// What the connection's core knows of the node as a whole.
 fn about_node(session: &Session, query: &StatQuery) -> StatPart {
-    let (catalog, env) = (&session.shared.catalog, &session.shared.env);
+    let (catalog, env) = (session.shared.catalog(), &session.shared.env);
     let mut part = StatPart::default();
     let bucket = query.bucket.and_then(|id| catalog.bucket(id));
     match query.group {
@@ -215,7 +215,6 @@ fn about_node(session: &Session, query: &StatQuery) -> StatPart {
             part.text("memcached_version", catalog.version());
             if let Some(bucket) = bucket {
                 part.text("uuid", format!("{:032x}", bucket.uuid));
-                part.text("ep_bucket_type", "persistent");
                 part.text("ep_max_vbuckets", catalog.vbucket_count());
             }
         }

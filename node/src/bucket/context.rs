@@ -1,0 +1,181 @@
+//! One bucket on one core: settings, counters, vbuckets, and the requests under way.
+//!
+//! Invariants
+//! - A bucket that is withdrawn takes no more requests; it is let go of when those under way have been answered.
+//! - The requests that wait for the disk hold a bounded number of bytes.
+//!
+//! Does not know: other buckets, shards, what a request does.
+
+use std::cell::Cell;
+use std::rc::Rc;
+
+use ringbase_storage::env::Env;
+use ringbase_storage::sync::Event;
+use ringbase_storage::types::{BucketId, VbId};
+use ringbase_storage::vbstore::VbStore;
+
+use super::expiry;
+use super::settings::BucketSettings;
+use super::tally::Tally;
+
+/// What commands on a bucket need beside its vbuckets.
+pub struct BucketContext {
+    /// Clock, randomness, tasks of the core.
+    pub env: Env,
+    /// What happened to it on this core.
+    pub tally: Tally,
+    /// Runs of the expiry pager on this core.
+    pub pager_runs: Cell<u64>,
+    settings: Cell<BucketSettings>,
+    /// Memory quota in bytes, on all cores.
+    quota_bytes: Cell<u64>,
+    /// Bytes of requests that wait for the disk.
+    waiting_bytes: Cell<usize>,
+    /// Requests that wait for the disk or for a commit.
+    waiting: Cell<usize>,
+    withdrawn: Cell<bool>,
+    changed: Event,
+}
+
+/// Bytes of requests to a bucket on one core that may wait for the disk.
+pub const WAITING_BYTES_MAX: usize = 64 << 20;
+
+/// A request to a bucket that is under way; the bucket is not deleted before it is dropped.
+#[derive(Debug)]
+pub struct UnderWay(Rc<BucketContext>);
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.waiting.set(self.0.waiting.get() - 1);
+        if self.0.withdrawn.get() {
+            self.0.changed.notify_all();
+        }
+    }
+}
+
+/// Room for a request that waits for the disk; given back when it is dropped.
+#[derive(Debug)]
+pub struct WaitingRoom {
+    under_way: UnderWay,
+    bytes: usize,
+}
+
+impl Drop for WaitingRoom {
+    fn drop(&mut self) {
+        let waiting = &self.under_way.0.waiting_bytes;
+        waiting.set(waiting.get() - self.bytes);
+    }
+}
+
+impl std::fmt::Debug for BucketContext {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "BucketContext({}, {} bytes waiting)", self.settings(), self.waiting_bytes.get())
+    }
+}
+
+impl BucketContext {
+    /// What a bucket with these settings begins with.
+    #[must_use]
+    pub fn new(env: Env, settings: BucketSettings) -> Rc<BucketContext> {
+        Rc::new(BucketContext {
+            env,
+            tally: Tally::default(),
+            pager_runs: Cell::new(0),
+            settings: Cell::new(settings),
+            quota_bytes: Cell::new(0),
+            waiting_bytes: Cell::new(0),
+            waiting: Cell::new(0),
+            withdrawn: Cell::new(false),
+            changed: Event::default(),
+        })
+    }
+
+    /// What the bucket allows.
+    #[must_use]
+    #[inline]
+    pub fn settings(&self) -> BucketSettings {
+        self.settings.get()
+    }
+
+    /// Memory quota in bytes, on all cores.
+    #[must_use]
+    pub fn quota_bytes(&self) -> u64 {
+        self.quota_bytes.get()
+    }
+
+    /// Whether requests are taken no more: the bucket is being deleted or emptied.
+    #[must_use]
+    pub fn is_withdrawn(&self) -> bool {
+        self.withdrawn.get()
+    }
+
+    /// Resolves at the next change of the settings, or when the bucket is withdrawn.
+    pub async fn changed(&self) {
+        self.changed.listen().await;
+    }
+
+    /// Marks a request as under way.
+    #[must_use]
+    pub fn under_way(self: &Rc<Self>) -> UnderWay {
+        self.waiting.set(self.waiting.get() + 1);
+        UnderWay(self.clone())
+    }
+
+    /// Room for a request of `bytes` to wait for the disk; none while others hold too much. A single one always has room.
+    #[must_use]
+    pub fn waiting_room(self: &Rc<Self>, bytes: usize) -> Option<WaitingRoom> {
+        let waiting = self.waiting_bytes.get();
+        if waiting > 0 && waiting + bytes > WAITING_BYTES_MAX {
+            return None;
+        }
+        self.waiting_bytes.set(waiting + bytes);
+        Some(WaitingRoom { under_way: self.under_way(), bytes })
+    }
+
+    /// The wall clock in epoch seconds.
+    #[must_use]
+    pub fn now(&self) -> u32 {
+        expiry::seconds(self.env.clock.wall_ns())
+    }
+
+    pub(super) fn change(&self, settings: BucketSettings, quota_bytes: u64) {
+        self.quota_bytes.set(quota_bytes);
+        if self.settings.replace(settings) != settings {
+            self.changed.notify_all();
+        }
+    }
+
+    /// Takes no more requests and waits for those under way.
+    pub(super) async fn withdraw(&self) {
+        self.withdrawn.set(true);
+        self.changed.notify_all();
+        self.changed.until(|| self.waiting.get() == 0).await;
+    }
+}
+
+/// A bucket, as far as this core holds it.
+pub struct LocalBucket {
+    /// Its number.
+    pub id: BucketId,
+    /// Its name.
+    pub name: String,
+    /// Its uuid.
+    pub uuid: u128,
+    /// Settings and counters, shared with requests that wait for the disk.
+    pub context: Rc<BucketContext>,
+    pub(super) stores: Vec<Option<Rc<VbStore>>>,
+}
+
+impl LocalBucket {
+    /// The vbucket, if it is on this core.
+    #[must_use]
+    #[inline]
+    pub fn vbucket(&self, vb: VbId) -> Option<&Rc<VbStore>> {
+        self.stores.get(usize::from(vb.0))?.as_ref()
+    }
+
+    /// Its vbuckets on this core, in order.
+    pub fn vbuckets(&self) -> impl Iterator<Item = &Rc<VbStore>> {
+        self.stores.iter().flatten()
+    }
+}

@@ -1,0 +1,178 @@
+//! The buckets of a shard: made, changed, emptied and deleted while it runs.
+//!
+//! Each of these is one change of the manifest, so a crash leaves the bucket in this shard as it was before or as it is after.
+//!
+//! Invariants
+//! - No flush of a vbucket is under way while its bucket goes.
+//! - The blocks of a bucket that is gone are free when the last view of it has ended.
+//!
+//! Does not know: the other shards, which must follow; settings.
+
+use std::rc::Rc;
+
+use super::{BucketMemoryStats, Shard, ShardCore};
+use crate::extent::Extents;
+use crate::format::manifest_record::{BucketDesc, Record, VbCounts, VbState};
+use crate::manifest::ManifestError;
+use crate::mutant::{Mutant, is_on};
+use crate::types::{BucketId, FailoverEntry, Seqno, VbId};
+use crate::vbstore::{VbStore, Version};
+
+impl Shard {
+    /// A number that no bucket of this shard ever had.
+    #[must_use]
+    pub fn next_bucket_id(&self) -> BucketId {
+        BucketId(self.core.manifest.state().bucket_max.0 + 1)
+    }
+
+    /// Creates a bucket with the vbuckets of this shard, all active, each with a fresh branch; durable when it returns.
+    ///
+    /// # Errors
+    /// The manifest's; the shard has failed then.
+    pub async fn create_bucket(&self, bucket: BucketDesc) -> Result<(), ManifestError> {
+        let states = self.core.new_vbuckets(bucket.id);
+        self.core.change_manifest(creation(bucket, &states)).await?;
+        self.core.add_vbuckets(&states);
+        Ok(())
+    }
+
+    /// Changes what is said of a bucket; its vbuckets stay.
+    ///
+    /// # Errors
+    /// The manifest's; the shard has failed then.
+    pub async fn update_bucket(&self, bucket: BucketDesc) -> Result<(), ManifestError> {
+        self.core.change_manifest(vec![Record::Bucket(bucket)]).await
+    }
+
+    /// Deletes a bucket: its vbuckets, its memory and, when the last view has ended, its blocks. Writes that come late are refused. A bucket
+    /// that is not there is deleted already.
+    ///
+    /// # Errors
+    /// The manifest's; the shard has failed then.
+    pub async fn delete_bucket(&self, bucket: BucketId) -> Result<(), ManifestError> {
+        self.core.end_bucket(bucket, None).await
+    }
+
+    /// Deletes the bucket `old` and creates `new` in one change.
+    ///
+    /// # Errors
+    /// The manifest's; the shard has failed then.
+    pub async fn replace_bucket(&self, old: BucketId, new: BucketDesc) -> Result<(), ManifestError> {
+        self.core.end_bucket(old, Some(new)).await
+    }
+
+    /// Bounds the memory of a bucket in this shard to `bytes`. Above it writes are refused until a flush is through, and what is flushed leaves
+    /// memory.
+    pub fn set_bucket_quota(&self, bucket: BucketId, bytes: usize) {
+        let memory = self.core.buckets.borrow().get(&bucket).cloned();
+        if let Some(memory) = memory {
+            memory.set_quota(bytes);
+            self.core.want_flush();
+        }
+    }
+
+    /// Lets flushed versions of a bucket go from memory until it is within its quota.
+    pub async fn trim_bucket(&self, bucket: BucketId) {
+        let stores: Vec<Rc<VbStore>> = {
+            let vbuckets = self.core.vbuckets.borrow();
+            vbuckets.iter().filter(|((of, _), _)| *of == bucket).map(|(_, store)| store.clone()).collect()
+        };
+        for store in stores {
+            store.evict_until_room().await;
+        }
+    }
+
+    /// What a bucket takes in memory here.
+    #[must_use]
+    pub fn bucket_memory(&self, bucket: BucketId) -> BucketMemoryStats {
+        self.core.buckets.borrow().get(&bucket).map(|memory| memory.stats()).unwrap_or_default()
+    }
+}
+
+/// The change that creates a bucket.
+fn creation(bucket: BucketDesc, states: &[VbState]) -> Vec<Record> {
+    let mut records = vec![Record::Bucket(bucket)];
+    records.extend(states.iter().cloned().map(|state| Record::Vbucket(Box::new(state))));
+    records
+}
+
+impl ShardCore {
+    /// Empty vbuckets for a new bucket.
+    fn new_vbuckets(&self, bucket: BucketId) -> Vec<VbState> {
+        let geometry = self.geometry;
+        let ours = (0..geometry.vbucket_count).filter(|vb| vb % geometry.shard_count == geometry.shard.0);
+        ours.map(|vb| VbState {
+            bucket,
+            vb: VbId(vb),
+            state: 1,
+            failover_log: vec![FailoverEntry { uuid: self.new_branch(), seqno: Seqno(0) }],
+            counts: VbCounts::default(),
+            runs: Vec::new(),
+            segments: Vec::new(),
+            marks: Vec::new(),
+        })
+        .collect()
+    }
+
+    fn add_vbuckets(self: &Rc<Self>, states: &[VbState]) {
+        let mut vbuckets = self.vbuckets.borrow_mut();
+        for state in states {
+            let store = VbStore::new(self.clone(), state, Version::default());
+            vbuckets.insert((state.bucket, state.vb), store);
+        }
+    }
+
+    async fn end_bucket(
+        self: &Rc<Self>,
+        bucket: BucketId,
+        successor: Option<BucketDesc>,
+    ) -> Result<(), ManifestError> {
+        let flushing = self.flushing.lock().await;
+        let mut marks = Vec::new();
+        {
+            let state = self.manifest.state();
+            if successor.is_none() && !state.buckets.contains_key(&bucket) {
+                return Ok(());
+            }
+            for ((of, _), vbucket) in &state.vbuckets {
+                if *of == bucket {
+                    marks.extend(vbucket.marks.iter().map(|marks| marks.block));
+                }
+            }
+        }
+        let states = successor.as_ref().map(|new| self.new_vbuckets(new.id)).unwrap_or_default();
+        let tail = self.tail_without(bucket);
+        let mut records = vec![Record::BucketGone { bucket }];
+        records.extend(successor.into_iter().flat_map(|new| creation(new, &states)));
+        records.push(Record::WalTail { position: tail });
+        self.change_manifest(records).await?;
+        self.wal.set_tail(tail);
+        self.add_vbuckets(&states);
+        let gone: Vec<Rc<VbStore>> = {
+            let mut vbuckets = self.vbuckets.borrow_mut();
+            let keys: Vec<_> = vbuckets.keys().filter(|(of, _)| *of == bucket).copied().collect();
+            keys.iter().filter_map(|key| vbuckets.remove(key)).collect()
+        };
+        drop(flushing);
+        if let Some(memory) = self.buckets.borrow_mut().remove(&bucket) {
+            memory.end();
+        }
+        if !is_on(Mutant::KeepGoneBlocks) {
+            drop(Extents::fresh(self.space.clone(), marks));
+        }
+        for store in gone {
+            store.end();
+            // Letting go of many documents takes time; other tasks have their turn between two vbuckets.
+            self.env.relax().await;
+        }
+        self.idle_event.notify_all();
+        Ok(())
+    }
+
+    /// The oldest log position that is still needed when `bucket` is gone.
+    fn tail_without(&self, bucket: BucketId) -> u64 {
+        let vbuckets = self.vbuckets.borrow();
+        let others = vbuckets.iter().filter(|((of, _), _)| *of != bucket);
+        others.filter_map(|(_, store)| store.first_position()).min().unwrap_or_else(|| self.wal.head())
+    }
+}

@@ -1,0 +1,159 @@
+//! The command line of `ringctl bucket`.
+//!
+//! Does not know: nodes, which settings a node takes.
+
+use clap::{Args, Subcommand, ValueEnum};
+use ringbase::config::ByteSize;
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Buckets are data sets of their own: documents, memory quota, settings. All of these need the role
+admin, but for the list. A change is done when the command returns, on all cores and on disk.
+
+Examples:
+  ringctl bucket create sessions --quota 256MiB --max-ttl 3600
+  ringctl bucket list
+  ringctl bucket set sessions max_size=536870912     settings: max_size max_item_size max_ttl
+                                                     exp_pager_enabled exp_pager_stime
+  ringctl set k v --bucket sessions                  every command takes --bucket
+  ringctl bucket flush sessions                      delete all its documents, keep the bucket
+  ringctl bucket delete sessions")]
+pub(crate) struct BucketArgs {
+    #[command(subcommand)]
+    pub(crate) action: BucketAction,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum BucketAction {
+    /// Create a bucket
+    Create {
+        /// Its name: 1 to 100 letters, digits and . _ % -
+        name: String,
+        #[command(flatten)]
+        settings: BucketSettingsArgs,
+    },
+    /// List the buckets with type, quota, documents and memory
+    List,
+    /// Change settings of a bucket while it is in use
+    Set {
+        /// Its name
+        name: String,
+        /// What to change
+        #[arg(value_name = "SETTING=VALUE", required = true, value_parser = setting)]
+        settings: Vec<(String, String)>,
+    },
+    /// Delete all documents of a bucket
+    Flush {
+        /// Its name
+        name: String,
+    },
+    /// Delete a bucket with all its documents
+    Delete {
+        /// Its name
+        name: String,
+    },
+}
+
+/// Where documents live.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Kind {
+    Persistent,
+    Ephemeral,
+}
+
+/// What a bucket that lives in memory does when it is full.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Policy {
+    AutoDelete,
+    FailNewData,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BucketSettingsArgs {
+    /// In memory and on disk, or in memory only
+    #[arg(long = "type", value_name = "TYPE")]
+    kind: Option<Kind>,
+    /// Most memory for its documents, at least 1MiB [default: all that the node has for documents]
+    #[arg(long, value_name = "SIZE")]
+    quota: Option<ByteSize>,
+    /// Longest life of a document, in seconds, 0 for no limit
+    #[arg(long, value_name = "SECONDS")]
+    max_ttl: Option<u32>,
+    /// Longest value of a document [default: 20MiB]
+    #[arg(long, value_name = "SIZE")]
+    max_item_size: Option<ByteSize>,
+    /// Seconds between two looks for expired documents [default: 600]
+    #[arg(long, value_name = "SECONDS")]
+    pager_interval: Option<u32>,
+    /// What a bucket in memory does when it is full [default: auto-delete]
+    #[arg(long, value_name = "POLICY")]
+    full_policy: Option<Policy>,
+    /// Seconds that a bucket in memory remembers a deletion, -1 for ever [default: 60]
+    #[arg(long, value_name = "SECONDS", allow_negative_numbers = true)]
+    purge_age: Option<i32>,
+    /// Seconds between two purges of deletions in a bucket in memory [default: 60]
+    #[arg(long, value_name = "SECONDS")]
+    purge_interval: Option<u32>,
+}
+
+impl BucketSettingsArgs {
+    /// What was given, as the node reads it.
+    pub(crate) fn text(&self) -> String {
+        let kind = self.kind.map(|kind| match kind {
+            Kind::Persistent => "persistent",
+            Kind::Ephemeral => "ephemeral",
+        });
+        let policy = self.full_policy.map(|policy| match policy {
+            Policy::AutoDelete => "auto_delete",
+            Policy::FailNewData => "fail_new_data",
+        });
+        let bytes = |size: Option<ByteSize>| size.map(|size| size.0.to_string());
+        let settings = [
+            ("bucket_type", kind.map(str::to_owned)),
+            ("max_size", bytes(self.quota)),
+            ("max_ttl", self.max_ttl.map(|seconds| seconds.to_string())),
+            ("max_item_size", bytes(self.max_item_size)),
+            ("exp_pager_stime", self.pager_interval.map(|seconds| seconds.to_string())),
+            ("ephemeral_full_policy", policy.map(str::to_owned)),
+            ("ephemeral_metadata_purge_age", self.purge_age.map(|seconds| seconds.to_string())),
+            ("ephemeral_metadata_purge_interval", self.purge_interval.map(|seconds| seconds.to_string())),
+        ];
+        let given = settings.into_iter().filter_map(|(key, value)| Some(format!("{key}={}", value?)));
+        given.collect::<Vec<_>>().join(";")
+    }
+}
+
+fn setting(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() && !value.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("write SETTING=VALUE, such as max_ttl=3600".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        settings: BucketSettingsArgs,
+    }
+
+    #[test]
+    fn only_what_was_given_is_said_and_in_the_words_of_the_node() {
+        let text = |words: &[&str]| Line::parse_from([&["x"], words].concat()).settings.text();
+        assert_eq!(text(&[]), "");
+        assert_eq!(
+            text(&["--quota", "2MiB", "--type", "persistent"]),
+            "bucket_type=persistent;max_size=2097152"
+        );
+        let ephemeral = ["--type", "ephemeral", "--full-policy", "fail-new-data", "--purge-age", "-1"];
+        assert_eq!(
+            text(&ephemeral),
+            "bucket_type=ephemeral;ephemeral_full_policy=fail_new_data;ephemeral_metadata_purge_age=-1"
+        );
+    }
+}

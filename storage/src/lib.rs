@@ -17,6 +17,7 @@ pub mod format;
 pub mod hashtable;
 pub mod inspect;
 pub mod io;
+pub mod keyindex;
 pub mod manifest;
 pub mod memtable;
 pub mod metrics;

@@ -20,6 +20,8 @@ pub enum Mutant {
     NoNewBranch,
     /// A flush commits no death marks.
     NoDeathMarks,
+    /// A memory-only vbucket asks no reader before it lets an old version go (T4.6).
+    ForgetReaders,
     /// Records of a deleted bucket in the log are taken for damage.
     KeepGoneRecords,
     /// A deleted bucket keeps its blocks in the data file.

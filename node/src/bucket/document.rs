@@ -318,7 +318,7 @@ impl<'a> Document<'a> {
         let tally = &self.bucket.tally;
         match &written {
             Ok(_) => count(&tally.cmd_mutation),
-            Err(WriteError::Busy { .. }) => count(&tally.ep_tmp_oom_errors),
+            Err(WriteError::Busy { .. } | WriteError::NoRoom) => count(&tally.ep_tmp_oom_errors),
             Err(_) => {}
         }
         Ok(written?)

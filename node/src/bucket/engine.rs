@@ -17,14 +17,14 @@ use std::rc::Rc;
 use ringbase_storage::env::Env;
 use ringbase_storage::format::manifest_record::BucketDesc;
 use ringbase_storage::manifest::ManifestError;
-use ringbase_storage::shard::Shard;
+use ringbase_storage::shard::{Home, Shard};
 use ringbase_storage::types::{BucketId, ShardId, VbId};
 use ringbase_storage::vbstore::VbStore;
 
 use super::context::{BucketContext, LocalBucket};
-use super::pager;
 use super::set::BucketSet;
 use super::settings::{BucketSettings, SettingsError};
+use super::{ephemeral, pager};
 use crate::range_scan::{ActiveVbuckets, VbAddress};
 
 /// Why the buckets of a core cannot be served.
@@ -169,6 +169,11 @@ impl Engine {
     }
 
     fn take_in(&self, bucket: &BucketDesc, settings: BucketSettings) -> Rc<LocalBucket> {
+        if settings.home() == Home::Memory {
+            for shard in &self.shards {
+                shard.open_memory_bucket(bucket.id);
+            }
+        }
         let vbuckets = 0..self.vbucket_count;
         let stores =
             vbuckets.map(|vb| self.shards.iter().find_map(|shard| shard.vbucket(bucket.id, VbId(vb))));
@@ -180,6 +185,9 @@ impl Engine {
             stores: stores.collect(),
         });
         pager::start(&local);
+        if settings.home() == Home::Memory {
+            ephemeral::start(&local);
+        }
         local
     }
 
@@ -213,10 +221,12 @@ impl Engine {
     /// Makes a bucket in all shards here but the authority; nobody sees it yet.
     ///
     /// # Errors
-    /// `Shard`.
+    /// `Settings`, `Shard`.
     pub async fn prepare(&self, bucket: &BucketDesc) -> Result<(), EngineError> {
+        let settings = BucketSettings::parse(&bucket.config)
+            .map_err(|source| EngineError::Settings { name: bucket.name.clone(), source })?;
         for shard in self.followers() {
-            shard.create_bucket(bucket.clone()).await.map_err(refused(shard))?;
+            shard.create_bucket_in(bucket.clone(), settings.home()).await.map_err(refused(shard))?;
         }
         Ok(())
     }

@@ -33,7 +33,7 @@ use ringbase_storage::sync::Lock;
 use ringbase_storage::types::BucketId;
 
 use super::set::BucketSet;
-use super::settings::{BucketSettings, BucketType, SettingsError};
+use super::settings::{BucketSettings, SettingsError};
 
 /// Most buckets of a node.
 pub const BUCKETS_MAX: usize = 100;
@@ -215,9 +215,7 @@ impl Lifecycle {
             _ => return Err(ChangeError::Module { module: module.to_owned() }),
         }
         let settings = self.checked(BucketSettings::parse(config)?)?;
-        if settings.bucket_type == BucketType::Ephemeral {
-            return Err(ChangeError::Unsupported { what: "an ephemeral bucket" });
-        }
+        let home = settings.home();
         if set.buckets.len() >= BUCKETS_MAX {
             return Err(ChangeError::TooMany);
         }
@@ -225,11 +223,11 @@ impl Lifecycle {
         let (id, name, config) = (self.authority.next_bucket_id(), name.to_owned(), settings.to_string());
         let bucket = BucketDesc { id, uuid, name, config };
         if is_on(Mutant::AuthorityFirst) {
-            self.authority.create_bucket(bucket.clone()).await.map_err(|error| failed(&error))?;
+            self.authority.create_bucket_in(bucket.clone(), home).await.map_err(|error| failed(&error))?;
             self.prepare(cores, &bucket).await?;
         } else {
             self.prepare(cores, &bucket).await?;
-            self.authority.create_bucket(bucket.clone()).await.map_err(|error| failed(&error))?;
+            self.authority.create_bucket_in(bucket.clone(), home).await.map_err(|error| failed(&error))?;
         }
         self.publish(cores, set.with(bucket)).await
     }
@@ -248,7 +246,8 @@ impl Lifecycle {
         let new = BucketDesc { id: self.authority.next_bucket_id(), ..old.clone() };
         self.prepare(cores, &new).await?;
         self.withdraw(cores, old.id, set.emptying(old.id)).await?;
-        let replaced = self.authority.replace_bucket(old.id, new.clone()).await;
+        let home = BucketSettings::parse(&new.config)?.home();
+        let replaced = self.authority.replace_bucket(old.id, new.clone(), home).await;
         replaced.map_err(|error| failed(&error))?;
         let emptied = self.set().replaced(old.id, new);
         self.publish(cores, emptied).await?;

@@ -1,7 +1,8 @@
 //! Buckets: the named data sets of a node, and what a request may do to a document of one.
 //!
 //! Bottom up: [`expiry`] (when a document ends), [`settings`] (what a bucket's text says), [`tally`] (what is counted), [`set`] (which buckets
-//! there are), [`context`] (a bucket on a core), [`document`] (one key's next version by memcached's rules), `pager` (expired documents that nobody asks for), [`engine`] (the
+//! there are), [`context`] (a bucket on a core), [`document`] (one key's next version by memcached's rules), `pager` (expired documents that
+//! nobody asks for), `ephemeral` (purging and room in memory), [`engine`] (the
 //! shards of one core and their buckets), [`lifecycle`] (buckets come and go on all shards).
 //!
 //! Invariants
@@ -17,6 +18,7 @@ pub mod tally;
 
 pub mod context;
 pub mod document;
+mod ephemeral;
 mod pager;
 
 pub mod engine;

@@ -20,6 +20,8 @@
 
 use std::fmt;
 
+use ringbase_storage::shard::Home;
+
 /// Longest document value that any bucket takes, in bytes.
 pub const ITEM_BYTES_MAX: usize = 20 * 1024 * 1024;
 
@@ -168,6 +170,15 @@ impl Default for BucketSettings {
 }
 
 impl BucketSettings {
+    /// Where its documents live.
+    #[must_use]
+    pub fn home(&self) -> Home {
+        match self.bucket_type {
+            BucketType::Persistent => Home::Disk,
+            BucketType::Ephemeral => Home::Memory,
+        }
+    }
+
     /// Reads the text; what it leaves out has its default.
     ///
     /// # Errors

@@ -46,6 +46,7 @@ tally! {
     cas_misses "Changes with a CAS to what was not there",
     cas_badval "Changes with a CAS that did not fit",
     ep_expired_access "Documents turned into tombstones because a request met them after their expiry",
+    auto_delete_count "Documents of a memory-only bucket removed because its memory was short",
     ep_expired_pager "Documents turned into tombstones because the pager found them after their expiry",
     ep_tmp_oom_errors "Changes refused for a moment because memory or log were full",
     ep_bg_fetched "Requests that had to wait for the disk",

@@ -100,7 +100,12 @@ impl Peer {
                 Opcode::SELECT_BUCKET => self.send(&asked.answer(Status::SUCCESS)),
                 Opcode::GET_CLUSTER_CONFIG => {
                     let version = ConfigVersion { epoch: 1, rev: 1 };
-                    let bucket = BucketDescription { name: "default", uuid: 1, vbucket_count: VBUCKETS };
+                    let bucket = BucketDescription {
+                        name: "default",
+                        uuid: 1,
+                        vbucket_count: VBUCKETS,
+                        is_ephemeral: false,
+                    };
                     let map = encode_bucket(version, NodePorts { kv: 1, mgmt: None }, &bucket);
                     self.send(&asked.answer(Status::SUCCESS).value(&map));
                 }

@@ -12,10 +12,11 @@
 use std::sync::Arc;
 
 use ringbase_storage::format::manifest_record::BucketDesc;
+use ringbase_storage::shard::Home;
 use ringbase_storage::types::BucketId;
 
 use crate::auth::Users;
-use crate::bucket::BucketSet;
+use crate::bucket::{BucketSet, BucketSettings};
 use crate::protocol::cluster_map::{BucketDescription, NodePorts, encode_bucket, encode_global};
 use crate::protocol::extras::ConfigVersion;
 
@@ -79,7 +80,10 @@ impl Catalog {
         let (version, ports) = (catalog.map_version(), catalog.options.ports);
         let vbucket_count = catalog.vbucket_count();
         let described = |bucket: &BucketDesc| {
-            let description = BucketDescription { name: &bucket.name, uuid: bucket.uuid, vbucket_count };
+            let settings = BucketSettings::parse(&bucket.config).unwrap_or_default();
+            let is_ephemeral = settings.home() == Home::Memory;
+            let (name, uuid) = (&bucket.name[..], bucket.uuid);
+            let description = BucketDescription { name, uuid, vbucket_count, is_ephemeral };
             let map = encode_bucket(version, ports, &description);
             CatalogBucket { id: bucket.id, name: bucket.name.clone(), uuid: bucket.uuid, map }
         };

@@ -40,6 +40,8 @@ pub struct BucketDescription<'a> {
     pub uuid: u128,
     /// How many vbuckets it has.
     pub vbucket_count: u16,
+    /// Whether it lives in memory only.
+    pub is_ephemeral: bool,
 }
 
 #[derive(Serialize)]
@@ -132,7 +134,7 @@ pub fn encode_bucket(version: ConfigVersion, ports: NodePorts, bucket: &BucketDe
     let json = BucketJson {
         name: bucket.name,
         node_locator: "vbucket",
-        bucket_type: "membase",
+        bucket_type: if bucket.is_ephemeral { "ephemeral" } else { "membase" },
         uuid: format!("{:032x}", bucket.uuid),
         nodes: [NodeJson {
             hostname: format!("$HOST:{}", ports.mgmt.unwrap_or(MGMT_PORT_DEFAULT)),
@@ -206,7 +208,7 @@ mod tests {
     const PORTS: NodePorts = NodePorts { kv: 11210, mgmt: Some(18091) };
 
     fn bucket() -> serde_json::Value {
-        let bucket = BucketDescription { name: "bkt", uuid: 0x5d1b, vbucket_count: 3 };
+        let bucket = BucketDescription { name: "bkt", uuid: 0x5d1b, vbucket_count: 3, is_ephemeral: false };
         serde_json::from_slice(&encode_bucket(VERSION, PORTS, &bucket)).unwrap()
     }
 
@@ -257,7 +259,7 @@ mod tests {
         let expected = ClusterMap { version: VERSION, bucket: None, vbucket_count: 0 };
         assert_eq!(ClusterMap::decode(&global), Some(expected));
 
-        let bucket = BucketDescription { name: "b\"k", uuid: 1, vbucket_count: 1024 };
+        let bucket = BucketDescription { name: "b\"k", uuid: 1, vbucket_count: 1024, is_ephemeral: false };
         let expected = ClusterMap { version: VERSION, bucket: Some("b\"k".to_owned()), vbucket_count: 1024 };
         assert_eq!(ClusterMap::decode(&encode_bucket(VERSION, PORTS, &bucket)), Some(expected));
         assert_eq!(ClusterMap::decode(b"{}"), None);

@@ -155,6 +155,8 @@ pub struct KeyScan {
     window_read: bool,
     blocks: BTreeMap<u64, Rc<Block>>,
     ended: bool,
+    /// It looks at a view that another scan reads from the beginning.
+    is_probe: bool,
     counts: ScanCounts,
 }
 
@@ -175,6 +177,7 @@ impl KeyScan {
             window_read: false,
             blocks: BTreeMap::new(),
             ended: false,
+            is_probe: false,
             counts: ScanCounts::default(),
         }
     }
@@ -217,6 +220,7 @@ impl KeyScan {
     /// `Io`, `Damaged`.
     pub async fn has_any(view: &ReadView, range: &KeyRange) -> Result<bool, ReadError> {
         let mut probe = KeyScan::new(view.clone(), range.clone(), Content::Keys, None);
+        probe.is_probe = true;
         let mut limits = Limits { buffer_bytes: 0, items: Some(1), bytes: None, deadline_ns: None };
         let mut out = Vec::new();
         probe.fill(&mut out, &mut limits).await?;
@@ -232,6 +236,9 @@ impl KeyScan {
             Content::Keys => self.fill_keys(out, limits).await,
             Content::Documents(encode) => self.fill_documents(out, limits, &encode).await,
         };
+        if !self.is_probe {
+            self.view.passed(&self.next_key());
+        }
         if !matches!(result, Ok(Stop::BufferFull)) {
             self.park();
         }
@@ -243,9 +250,22 @@ impl KeyScan {
         if self.merge.is_none() || self.epoch != self.view.epoch() {
             let (parts, epoch) = self.view.parts();
             self.epoch = epoch;
-            self.merge = Some(Merge::new(self.range.clone(), &parts));
+            let env = self.view.store().core().env().clone();
+            self.merge = Some(Merge::new(env, self.range.clone(), &parts));
         }
         self.merge.as_mut().expect("made above")
+    }
+
+    /// No key below this one (with prefix) is delivered any more.
+    fn next_key(&self) -> Vec<u8> {
+        if let Some(first) = self.window.front() {
+            return first.key.clone();
+        }
+        let mut key = self.range.first_key();
+        if self.range.start_exclusive {
+            key.push(0);
+        }
+        key
     }
 
     /// Everything up to this key has left the merge.
@@ -560,6 +580,9 @@ impl KeyScan {
             *item = self.view.store().resident(key, *seqno);
             if item.is_none() {
                 *item = frozen().find(|item| item.meta.seqno == *seqno).cloned();
+            }
+            if item.is_none() {
+                *item = parts.memory.as_ref().and_then(|memory| memory.get(key));
             }
             if item.is_none()
                 && let Some((first, at)) = place_of(&parts, *seqno)

@@ -1,4 +1,4 @@
-//! The merge under a scan in key order: runs and frozen memtables of a view, newest version first.
+//! The merge under a scan in key order: runs and frozen memtables of a view, or what it shows of memory, newest version first.
 //!
 //! Works in stretches: as long as one source's keys lie below all others', they are taken as a piece of its key column. Where runs alone
 //! are left and hold no deletions, [`Merge::copy_records`] merges many stretches in one call.
@@ -17,11 +17,12 @@ use std::rc::Rc;
 use super::KeyRange;
 use super::key::ONE_SIDED;
 use crate::cache::Block;
+use crate::env::Env;
 use crate::memtable::Memtable;
 use crate::reader::ReadError;
 use crate::run::{Cursor, ReadAhead, Run, key_part};
 use crate::types::Item;
-use crate::vbstore::Parts;
+use crate::vbstore::{MemoryView, Parts};
 
 /// Versions taken from a memtable at once.
 const TABLE_BATCH: usize = 128;
@@ -36,10 +37,18 @@ struct RunSource {
     ended: bool,
 }
 
+/// Versions in memory that a view sees.
+enum Table {
+    Frozen(Rc<Memtable>),
+    Memory(MemoryView),
+}
+
 struct TableSource {
-    table: Rc<Memtable>,
+    table: Table,
     batch: VecDeque<Rc<Item>>,
-    last: Vec<u8>,
+    /// Where the next batch begins, and whether behind it.
+    from: Vec<u8>,
+    exclusive: bool,
     ended: bool,
 }
 
@@ -115,6 +124,7 @@ pub(super) struct Copied {
 
 /// See the module.
 pub(super) struct Merge {
+    env: Env,
     range: Rc<KeyRange>,
     sources: Vec<Source>,
 }
@@ -154,14 +164,27 @@ impl RunSource {
 }
 
 impl TableSource {
+    fn new(table: Table, range: &KeyRange) -> TableSource {
+        TableSource { table, batch: VecDeque::new(), from: range.first_key(), exclusive: false, ended: false }
+    }
+
+    /// Takes the next batch; it may be empty although more is to come.
     fn refill(&mut self, range: &KeyRange) {
-        if self.batch.is_empty() && !self.ended {
-            let inclusive = self.last.is_empty();
-            let from = if inclusive { range.first_key() } else { std::mem::take(&mut self.last) };
-            let items = self.table.range(&from, !inclusive).take(TABLE_BATCH);
-            self.batch.extend(items.take_while(|item| range.contains_from_start(item.key())).cloned());
-            self.ended = self.batch.len() < TABLE_BATCH;
-            self.last = self.batch.back().map_or(from, |item| item.key().to_vec());
+        let last = match &self.table {
+            Table::Frozen(table) => {
+                self.batch.extend(table.range(&self.from, self.exclusive).take(TABLE_BATCH).cloned());
+                self.batch.back().filter(|_| self.batch.len() == TABLE_BATCH).map(|item| item.key().to_vec())
+            }
+            Table::Memory(view) => view.next_keys(&self.from, self.exclusive, TABLE_BATCH, &mut self.batch),
+        };
+        let outside = |key: &[u8]| !range.contains_from_start(key);
+        while self.batch.back().is_some_and(|item| outside(item.key())) {
+            self.batch.pop_back();
+            self.ended = true;
+        }
+        match last {
+            Some(last) if !outside(&last) => (self.from, self.exclusive) = (last, true),
+            _ => self.ended = true,
         }
     }
 }
@@ -177,19 +200,14 @@ impl Source {
 
 impl Merge {
     /// A merge of what `parts` hold, from the start of `range` on.
-    pub(super) fn new(range: KeyRange, parts: &Parts) -> Merge {
+    pub(super) fn new(env: Env, range: KeyRange, parts: &Parts) -> Merge {
         let ahead = (PARTS_AHEAD / parts.version.runs.len().max(1)).max(2);
         let start = range.first_key();
         let runs = parts.version.runs.iter().map(|run| Source::Run(RunSource::new(run, &start, ahead)));
-        let tables = parts.frozen.iter().map(|table| {
-            Source::Table(TableSource {
-                table: table.clone(),
-                batch: VecDeque::new(),
-                last: Vec::new(),
-                ended: false,
-            })
-        });
-        Merge { sources: runs.chain(tables).collect(), range: Rc::new(range) }
+        let frozen = parts.frozen.iter().cloned().map(Table::Frozen);
+        let tables = frozen.chain(parts.memory.iter().cloned().map(Table::Memory));
+        let tables = tables.map(|table| Source::Table(TableSource::new(table, &range)));
+        Merge { env, sources: runs.chain(tables).collect(), range: Rc::new(range) }
     }
 
     /// The next stretch, or `None` at the end.
@@ -205,7 +223,13 @@ impl Merge {
         }
         for source in &mut self.sources {
             if let Source::Table(table) = source {
-                table.refill(&self.range);
+                while table.batch.is_empty() && !table.ended {
+                    table.refill(&self.range);
+                    if table.batch.is_empty() {
+                        // Nothing of a whole batch is visible: others have their turn.
+                        self.env.relax().await;
+                    }
+                }
             }
         }
         if self.range.start_exclusive {

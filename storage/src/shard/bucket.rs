@@ -18,6 +18,15 @@ use crate::mutant::{Mutant, is_on};
 use crate::types::{BucketId, FailoverEntry, Seqno, VbId};
 use crate::vbstore::{VbStore, Version};
 
+/// Where the documents of a bucket live.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Home {
+    /// On disk, and in memory as far as there is room.
+    Disk,
+    /// In memory only: the manifest knows the bucket's name and settings, and nothing of its contents. A restart empties it.
+    Memory,
+}
+
 impl Shard {
     /// A number that no bucket of this shard ever had.
     #[must_use]
@@ -30,10 +39,27 @@ impl Shard {
     /// # Errors
     /// The manifest's; the shard has failed then.
     pub async fn create_bucket(&self, bucket: BucketDesc) -> Result<(), ManifestError> {
+        self.create_bucket_in(bucket, Home::Disk).await
+    }
+
+    /// Creates a bucket that lives there.
+    ///
+    /// # Errors
+    /// The manifest's; the shard has failed then.
+    pub async fn create_bucket_in(&self, bucket: BucketDesc, home: Home) -> Result<(), ManifestError> {
         let states = self.core.new_vbuckets(bucket.id);
-        self.core.change_manifest(creation(bucket, &states)).await?;
-        self.core.add_vbuckets(&states);
+        self.core.change_manifest(creation(bucket, home, &states)).await?;
+        self.core.add_vbuckets(home, &states);
         Ok(())
+    }
+
+    /// Makes the vbuckets of a bucket that lives in memory only, empty and with a fresh branch each, unless they are there: after the shard was
+    /// opened, which cannot know of them.
+    pub fn open_memory_bucket(&self, bucket: BucketId) {
+        let is_open = self.core.vbuckets.borrow().keys().any(|(of, _)| *of == bucket);
+        if !is_open {
+            self.core.add_vbuckets(Home::Memory, &self.core.new_vbuckets(bucket));
+        }
     }
 
     /// Changes what is said of a bucket; its vbuckets stay.
@@ -57,8 +83,13 @@ impl Shard {
     ///
     /// # Errors
     /// The manifest's; the shard has failed then.
-    pub async fn replace_bucket(&self, old: BucketId, new: BucketDesc) -> Result<(), ManifestError> {
-        self.core.end_bucket(old, Some(new)).await
+    pub async fn replace_bucket(
+        &self,
+        old: BucketId,
+        new: BucketDesc,
+        home: Home,
+    ) -> Result<(), ManifestError> {
+        self.core.end_bucket(old, Some((new, home))).await
     }
 
     /// Bounds the memory of a bucket in this shard to `bytes`. Above it writes are refused until a flush is through, and what is flushed leaves
@@ -66,7 +97,16 @@ impl Shard {
     pub fn set_bucket_quota(&self, bucket: BucketId, bytes: usize) {
         let memory = self.core.buckets.borrow().get(&bucket).cloned();
         if let Some(memory) = memory {
-            memory.set_quota(bytes);
+            let is_ephemeral = {
+                let vbuckets = self.core.vbuckets.borrow();
+                let mut ours = vbuckets.iter().filter(|((of, _), _)| *of == bucket);
+                ours.next().is_some_and(|(_, store)| store.is_ephemeral())
+            };
+            if is_ephemeral {
+                memory.set_memory_quota(bytes);
+            } else {
+                memory.set_quota(bytes);
+            }
             self.core.want_flush();
         }
     }
@@ -90,9 +130,11 @@ impl Shard {
 }
 
 /// The change that creates a bucket.
-fn creation(bucket: BucketDesc, states: &[VbState]) -> Vec<Record> {
+fn creation(bucket: BucketDesc, home: Home, states: &[VbState]) -> Vec<Record> {
     let mut records = vec![Record::Bucket(bucket)];
-    records.extend(states.iter().cloned().map(|state| Record::Vbucket(Box::new(state))));
+    if home == Home::Disk {
+        records.extend(states.iter().cloned().map(|state| Record::Vbucket(Box::new(state))));
+    }
     records
 }
 
@@ -114,10 +156,13 @@ impl ShardCore {
         .collect()
     }
 
-    fn add_vbuckets(self: &Rc<Self>, states: &[VbState]) {
+    fn add_vbuckets(self: &Rc<Self>, home: Home, states: &[VbState]) {
         let mut vbuckets = self.vbuckets.borrow_mut();
         for state in states {
-            let store = VbStore::new(self.clone(), state, Version::default());
+            let store = match home {
+                Home::Disk => VbStore::new(self.clone(), state, Version::default()),
+                Home::Memory => VbStore::new_ephemeral(self.clone(), state),
+            };
             vbuckets.insert((state.bucket, state.vb), store);
         }
     }
@@ -125,7 +170,7 @@ impl ShardCore {
     async fn end_bucket(
         self: &Rc<Self>,
         bucket: BucketId,
-        successor: Option<BucketDesc>,
+        successor: Option<(BucketDesc, Home)>,
     ) -> Result<(), ManifestError> {
         let flushing = self.flushing.lock().await;
         let mut marks = Vec::new();
@@ -140,14 +185,15 @@ impl ShardCore {
                 }
             }
         }
-        let states = successor.as_ref().map(|new| self.new_vbuckets(new.id)).unwrap_or_default();
+        let states = successor.as_ref().map(|(new, _)| self.new_vbuckets(new.id)).unwrap_or_default();
+        let home = successor.as_ref().map_or(Home::Disk, |(_, home)| *home);
         let tail = self.tail_without(bucket);
         let mut records = vec![Record::BucketGone { bucket }];
-        records.extend(successor.into_iter().flat_map(|new| creation(new, &states)));
+        records.extend(successor.into_iter().flat_map(|(new, home)| creation(new, home, &states)));
         records.push(Record::WalTail { position: tail });
         self.change_manifest(records).await?;
         self.wal.set_tail(tail);
-        self.add_vbuckets(&states);
+        self.add_vbuckets(home, &states);
         let gone: Vec<Rc<VbStore>> = {
             let mut vbuckets = self.vbuckets.borrow_mut();
             let keys: Vec<_> = vbuckets.keys().filter(|(of, _)| *of == bucket).copied().collect();

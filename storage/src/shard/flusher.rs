@@ -135,7 +135,7 @@ impl ShardCore {
         let target: Vec<(Rc<VbStore>, Seqno)> =
             self.vbuckets.borrow().values().map(|store| (store.clone(), store.high_seqno())).collect();
         let behind = |(store, seqno): &(Rc<VbStore>, Seqno)| {
-            store.stats().flushed_seqno < *seqno && !store.has_ended()
+            store.stats().flushed_seqno < *seqno && !store.has_ended() && !store.is_ephemeral()
         };
         while target.iter().any(behind) {
             if let Some(reason) = self.failure() {

@@ -93,6 +93,16 @@ impl BucketMemory {
         self.resident.max.set(bytes / 2);
     }
 
+    /// Bounds a bucket that lives in memory only to `bytes` in this shard.
+    pub(crate) fn set_memory_quota(&self, bytes: usize) {
+        self.resident.max.set(bytes);
+    }
+
+    /// Bytes of versions in memory, and how many there may be.
+    pub(crate) fn resident_share(&self) -> (i64, usize) {
+        (self.resident.bytes.get(), self.resident.max.get())
+    }
+
     pub(crate) fn add_memtable(&self, bytes: i64) {
         if !self.ended.get() {
             self.memtable.add(bytes);

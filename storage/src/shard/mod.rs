@@ -28,6 +28,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::{Rc, Weak};
 
+pub use bucket::Home;
 pub(crate) use memory::BucketMemory;
 pub use memory::BucketMemoryStats;
 pub use metrics::{Counter, Recorder, ShardMetrics};

@@ -25,6 +25,7 @@ impl VbStore {
         state.frozen.clear();
         state.table = HashTable::default();
         state.marks_bytes = 0;
+        state.ephemeral = state.ephemeral.take().map(|_| Box::default());
         self.wake_waiters();
     }
 

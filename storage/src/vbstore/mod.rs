@@ -13,6 +13,7 @@
 //! Does not know: the vbucket's role, clients, expiry's rules, DCP.
 
 mod end;
+mod ephemeral;
 mod evict;
 mod expiring;
 mod fetch;
@@ -24,6 +25,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::{Rc, Weak};
 
+pub use ephemeral::{EphemeralStats, MemoryView};
 pub use expiring::{ExpiryScan, SLICE_RECORDS};
 pub use fetch::Continuation;
 pub use flush::FlushError;
@@ -129,6 +131,8 @@ struct State {
     views: Vec<Weak<view::ViewCell>>,
     fetching: hashbrown::HashMap<Box<[u8]>, Vec<Continuation>, ahash::RandomState>,
     marks_bytes: u64,
+    /// A vbucket that lives in memory only has this, and neither memtables nor a version on disk.
+    ephemeral: Option<Box<ephemeral::Ephemeral>>,
 }
 
 /// See the module.
@@ -155,6 +159,15 @@ impl std::fmt::Debug for VbStore {
 impl VbStore {
     /// A vbucket as the manifest describes it, with its runs and segments opened.
     pub(crate) fn new(core: Rc<ShardCore>, described: &VbState, version: Version) -> Rc<VbStore> {
+        VbStore::make(core, described, version, false)
+    }
+
+    /// An empty vbucket that lives in memory only.
+    pub(crate) fn new_ephemeral(core: Rc<ShardCore>, described: &VbState) -> Rc<VbStore> {
+        VbStore::make(core, described, Version::default(), true)
+    }
+
+    fn make(core: Rc<ShardCore>, described: &VbState, version: Version, is_ephemeral: bool) -> Rc<VbStore> {
         let counts = described.counts;
         let marks_bytes = described.marks.iter().map(|marks| u64::from(marks.block.blocks)).sum();
         let state = State {
@@ -168,6 +181,7 @@ impl VbStore {
             views: Vec::new(),
             fetching: hashbrown::HashMap::default(),
             marks_bytes,
+            ephemeral: is_ephemeral.then(Box::default),
         };
         Rc::new_cyclic(|weak| VbStore {
             bucket: described.bucket,

@@ -11,7 +11,8 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
-use super::{FROZEN_MAX, VbStore};
+use super::ephemeral::KeyReader;
+use super::{FROZEN_MAX, MemoryView, VbStore};
 use crate::memtable::Memtable;
 use crate::run::Run;
 use crate::seqlog::{Segment, segment_of};
@@ -41,6 +42,7 @@ pub enum ViewError {
 }
 
 pub(super) struct ViewCell {
+    reader: Option<Rc<KeyReader>>,
     pub(super) end: Seqno,
     pub(super) parts: RefCell<Parts>,
     pub(super) epoch: Cell<u64>,
@@ -55,8 +57,10 @@ pub(super) struct ViewCell {
 pub struct Parts {
     /// Frozen memtables, oldest first.
     pub frozen: Vec<Rc<Memtable>>,
-    /// The rest.
+    /// What is on disk.
     pub version: Rc<Version>,
+    /// The contents of a vbucket that lives in memory only.
+    pub memory: Option<MemoryView>,
 }
 
 /// See the module. Cloning shares it; it ends with its last clone.
@@ -91,6 +95,9 @@ impl VbStore {
         if self.has_ended() {
             return Err(ViewError::Failed { reason: "the bucket is deleted".into() });
         }
+        if self.is_ephemeral() {
+            return Ok(self.open_ephemeral_view().await);
+        }
         let cell = {
             let state = &mut *self.state.borrow_mut();
             if state.frozen.len() < FROZEN_MAX {
@@ -102,10 +109,12 @@ impl VbStore {
                 return Err(ViewError::Failed { reason });
             }
             let cell = Rc::new(ViewCell {
+                reader: None,
                 end: state.high,
                 parts: RefCell::new(Parts {
                     frozen: state.frozen.iter().cloned().collect(),
                     version: state.version.clone(),
+                    memory: None,
                 }),
                 epoch: Cell::new(0),
                 uuid: state.failover_log.first().map_or(VbUuid(0), |entry| entry.uuid),
@@ -122,6 +131,27 @@ impl VbStore {
             return Err(ViewError::Failed { reason });
         }
         Ok(ReadView { cell })
+    }
+}
+
+impl VbStore {
+    async fn open_ephemeral_view(&self) -> ReadView {
+        let store = self.weak.upgrade().expect("the store is borrowed");
+        let (reader, memory) = store.open_memory().await;
+        let state = &mut *self.state.borrow_mut();
+        let cell = Rc::new(ViewCell {
+            end: memory.end(),
+            reader: Some(reader),
+            parts: RefCell::new(Parts { memory: Some(memory), ..Parts::default() }),
+            epoch: Cell::new(0),
+            uuid: state.failover_log.first().map_or(VbUuid(0), |entry| entry.uuid),
+            items: state.counts.items,
+            opened_ns: self.core.env().clock.monotonic_ns(),
+            store,
+        });
+        state.views.retain(|view| view.strong_count() > 0);
+        state.views.push(Rc::downgrade(&cell));
+        ReadView { cell }
     }
 }
 
@@ -183,12 +213,22 @@ impl ReadView {
         self.cell.epoch.get()
     }
 
+    /// No scan of this view goes back to a key (with prefix) before `key`: what only this view needs there is let go of.
+    pub fn passed(&self, key: &[u8]) {
+        if let Some(reader) = &self.cell.reader {
+            self.cell.store.reader_passed(reader, key);
+        }
+    }
+
     /// Whether the view shows a live document with exactly this seqno.
     ///
     /// # Errors
     /// `Io`, `Damaged`.
     pub async fn contains_seqno(&self, seqno: Seqno) -> Result<bool, crate::reader::ReadError> {
         let (parts, _) = self.parts();
+        if let Some(memory) = &parts.memory {
+            return Ok(memory.contains(seqno));
+        }
         for (index, table) in parts.frozen.iter().enumerate() {
             if let Some(item) = table.range_by_seqno(seqno).next().filter(|item| item.meta.seqno == seqno) {
                 let newer = &parts.frozen[index + 1..];

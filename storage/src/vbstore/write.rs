@@ -6,6 +6,7 @@ use std::rc::Rc;
 
 use super::{Found, VbStore};
 use crate::format::wal_record::WAL_RECORD_BYTES;
+use crate::shard::BucketMemory;
 use crate::types::{Cas, Former, Item, ItemMeta, Kind, Seqno};
 
 /// A version to be stored.
@@ -46,6 +47,9 @@ pub enum WriteError {
     /// The bucket is deleted.
     #[error("the bucket is deleted")]
     Gone,
+    /// The memory of the bucket is used up; only deletions are taken.
+    #[error("the memory of the bucket is used up")]
+    NoRoom,
     /// The shard has failed; nothing is acknowledged any more.
     #[error("shard {shard} has failed: {reason}")]
     Failed {
@@ -69,7 +73,7 @@ impl VbStore {
     /// visible at once, durable after a group commit.
     ///
     /// # Errors
-    /// `Busy`: temporary. `TooLong`, `Gone`, `Failed`.
+    /// `Busy`, `NoRoom`: temporary. `TooLong`, `Gone`, `Failed`.
     pub fn write(&self, found: &Found, new: NewVersion<'_>) -> Result<Rc<Item>, WriteError> {
         let wal = self.core.wal();
         let record_bytes = WAL_RECORD_BYTES + new.key.len() + new.value.len();
@@ -80,13 +84,21 @@ impl VbStore {
         if self.ended.get() {
             return Err(WriteError::Gone);
         }
-        let max = wal.record_bytes_max();
-        if record_bytes > max {
-            return Err(WriteError::TooLong { bytes: record_bytes, max });
-        }
-        if !wal.has_room(record_bytes) || !self.memory.has_memtable_room() {
-            self.core.want_flush();
-            return Err(WriteError::Busy { shard });
+        let is_ephemeral = self.is_ephemeral();
+        if is_ephemeral {
+            // A deletion makes room in the end.
+            if !new.kind.is_deleted() && !self.memory.has_resident_room(record_bytes) {
+                return Err(WriteError::NoRoom);
+            }
+        } else {
+            let max = wal.record_bytes_max();
+            if record_bytes > max {
+                return Err(WriteError::TooLong { bytes: record_bytes, max });
+            }
+            if !wal.has_room(record_bytes) || !self.memory.has_memtable_room() {
+                self.core.want_flush();
+                return Err(WriteError::Busy { shard });
+            }
         }
         let state = &mut *self.state.borrow_mut();
         let former = match found {
@@ -107,6 +119,11 @@ impl VbStore {
             kind: new.kind,
         };
         let item = Item::with_former(meta, new.key, new.value, former);
+        if is_ephemeral {
+            state.take_in_memory(&self.memory, &item);
+            self.persisted.set(state.high);
+            return Ok(item);
+        }
         let position = wal.append(self.bucket, self.vb, &item);
         state.take(&self.memory, item.clone(), position);
         if !self.dirty.replace(true) {
@@ -138,7 +155,26 @@ impl VbStore {
 }
 
 impl super::State {
-    fn take(&mut self, memory: &crate::shard::BucketMemory, item: Rc<Item>, position: u64) {
+    fn take(&mut self, memory: &BucketMemory, item: Rc<Item>, position: u64) {
+        self.count(&item);
+        let before = self.active.bytes();
+        self.active.insert(item.clone(), position);
+        memory.add_memtable(self.active.bytes() as i64 - before as i64);
+        let added = item.resident_bytes() as i64;
+        let replaced = self.table.insert(item).map_or(0, |old| old.resident_bytes() as i64);
+        memory.add_resident(added - replaced);
+    }
+
+    fn take_in_memory(&mut self, memory: &BucketMemory, item: &Rc<Item>) {
+        self.count(item);
+        let added = item.resident_bytes() as i64;
+        let old = self.table.insert(item.clone());
+        let replaced = old.as_ref().map_or(0, |old| old.resident_bytes() as i64);
+        let kept = self.ephemeral.as_mut().map_or(0, |ephemeral| ephemeral.take(item, old));
+        memory.add_resident(added - replaced + kept as i64);
+    }
+
+    fn count(&mut self, item: &Item) {
         let meta = &item.meta;
         self.high = meta.seqno;
         let counts = &mut self.counts;
@@ -149,12 +185,6 @@ impl super::State {
         let was_tombstone = item.former.seqno != Seqno(0) && !item.former.live;
         counts.items = counts.items + u64::from(!meta.kind.is_deleted()) - u64::from(item.former.live);
         counts.tombstones = counts.tombstones + u64::from(meta.kind.is_deleted()) - u64::from(was_tombstone);
-        let before = self.active.bytes();
-        self.active.insert(item.clone(), position);
-        memory.add_memtable(self.active.bytes() as i64 - before as i64);
-        let added = item.resident_bytes() as i64;
-        let replaced = self.table.insert(item).map_or(0, |old| old.resident_bytes() as i64);
-        memory.add_resident(added - replaced);
     }
 }
 

@@ -8,7 +8,7 @@ use ringbase_storage::env::sim::SimExecutor;
 use ringbase_storage::format::manifest_record::BucketDesc;
 use ringbase_storage::io::sim::SimDisk;
 use ringbase_storage::mutant::{Mutant, turn_on};
-use ringbase_storage::shard::Shard;
+use ringbase_storage::shard::{Home, Shard};
 use ringbase_storage::types::{BucketId, Kind, Seqno, VbId};
 use ringbase_storage::vbstore::{Found, NewVersion, ReadView, VbStore, WriteError};
 
@@ -170,7 +170,7 @@ fn crash_within(change: Change, steps: u64, seed: u64) -> (bool, bool) {
         match change {
             Change::Create => task_shard.create_bucket(described(OTHER)).await.unwrap(),
             Change::Delete => task_shard.delete_bucket(OTHER).await.unwrap(),
-            Change::Replace => task_shard.replace_bucket(OTHER, described(new)).await.unwrap(),
+            Change::Replace => task_shard.replace_bucket(OTHER, described(new), Home::Disk).await.unwrap(),
         }
         task_done.set(true);
     });
@@ -244,7 +244,7 @@ fn a_replaced_bucket_has_other_branches_and_seqnos_from_one() {
         shard.create_bucket(described(OTHER)).await.unwrap();
         fill(&shard, OTHER, b"x").await;
         let old = shard.vbucket(OTHER, VbId(2)).unwrap();
-        shard.replace_bucket(OTHER, described(BucketId(3))).await.unwrap();
+        shard.replace_bucket(OTHER, described(BucketId(3)), Home::Disk).await.unwrap();
         let new = shard.vbucket(BucketId(3), VbId(2)).unwrap();
         assert_ne!(old.uuid(), new.uuid());
         assert_eq!(write(&new, b"\0k", b"v").await, Ok(Seqno(1)));

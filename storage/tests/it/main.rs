@@ -8,6 +8,7 @@ mod damage;
 mod device;
 mod disk_bytes;
 mod empty_cost;
+mod ephemeral;
 mod errors;
 mod fuzz_corpus;
 mod image_bytes;

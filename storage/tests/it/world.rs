@@ -112,7 +112,12 @@ pub(crate) async fn put(
     Ok(item.meta.seqno)
 }
 
-fn document(out: &mut Vec<u8>, meta: &ringbase_storage::types::ItemMeta, key: &[u8], value: &[u8]) {
+pub(crate) fn document(
+    out: &mut Vec<u8>,
+    meta: &ringbase_storage::types::ItemMeta,
+    key: &[u8],
+    value: &[u8],
+) {
     for part in [&meta.seqno.0.to_be_bytes()[..], &(key.len() as u32).to_be_bytes(), key] {
         out.extend_from_slice(part);
     }
@@ -126,6 +131,19 @@ fn take<'a>(rest: &mut &'a [u8], len: usize) -> &'a [u8] {
     head
 }
 
+/// The documents that a scan has written.
+pub(crate) fn documents_of(out: &[u8]) -> Vec<(Vec<u8>, u64, Vec<u8>)> {
+    let (mut rest, mut all) = (out, Vec::new());
+    while !rest.is_empty() {
+        let seqno = u64::from_be_bytes(take(&mut rest, 8).try_into().unwrap());
+        let len = u32::from_be_bytes(take(&mut rest, 4).try_into().unwrap()) as usize;
+        let key = take(&mut rest, len).to_vec();
+        let len = u32::from_be_bytes(take(&mut rest, 4).try_into().unwrap()) as usize;
+        all.push((key, seqno, take(&mut rest, len).to_vec()));
+    }
+    all
+}
+
 /// Every document of a view in key order, read in pieces of `piece` bytes.
 pub(crate) async fn scan_documents(view: &ReadView, piece: usize) -> Vec<(Vec<u8>, u64, Vec<u8>)> {
     let mut scan =
@@ -135,14 +153,7 @@ pub(crate) async fn scan_documents(view: &ReadView, piece: usize) -> Vec<(Vec<u8
         let mut out = Vec::new();
         let mut limits = Limits { buffer_bytes: piece, items: None, bytes: None, deadline_ns: None };
         let stop = scan.fill(&mut out, &mut limits).await.expect("no read fault is injected");
-        let mut rest = &out[..];
-        while !rest.is_empty() {
-            let seqno = u64::from_be_bytes(take(&mut rest, 8).try_into().unwrap());
-            let len = u32::from_be_bytes(take(&mut rest, 4).try_into().unwrap()) as usize;
-            let key = take(&mut rest, len).to_vec();
-            let len = u32::from_be_bytes(take(&mut rest, 4).try_into().unwrap()) as usize;
-            all.push((key, seqno, take(&mut rest, len).to_vec()));
-        }
+        all.extend(documents_of(&out));
         if stop == Stop::End {
             return all;
         }

@@ -55,7 +55,6 @@ fn buckets_are_created_listed_changed_emptied_and_deleted() {
     for (words, says) in [
         (&["bucket", "create", "default"][..], "there is a bucket \"default\" already"),
         (&["bucket", "create", "a b"], "1 to 100 of the characters"),
-        (&["bucket", "create", "e", "--type", "ephemeral"], "use bucket_type=persistent"),
         (&["bucket", "create", "e", "--quota", "1KiB"], "max_size must be 1048576 to"),
         (&["bucket", "create", "e", "--quota", "1TiB"], "that this node has for documents"),
         (&["bucket", "delete", "b2"], "there is no bucket \"b2\""),

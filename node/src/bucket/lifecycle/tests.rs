@@ -274,7 +274,6 @@ fn what_a_node_cannot_do_is_refused_in_words_and_changes_nothing() {
     assert!(refused(create("a b", "")).contains("a b"));
     assert!(refused(create("b", "colour=red")).contains("colour"));
     assert!(refused(create("b", "max_size=99999999999")).contains("67108864"));
-    assert!(refused(create("b", "bucket_type=ephemeral")).contains("not supported"));
     let module = BucketChange::Create { name: "b".into(), module: "x.so".into(), config: String::new() };
     assert!(refused(module).contains("x.so"));
     assert!(refused(BucketChange::Delete { name: "b".into() }).contains("no bucket \"b\""));

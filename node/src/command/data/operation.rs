@@ -216,7 +216,7 @@ fn status_of(failure: Failure) -> Status {
         Failure::NotStored => Status::NOT_STORED,
         Failure::NotACounter => Status::DELTA_BADVAL,
         Failure::TooLong { .. } | Failure::Write(WriteError::TooLong { .. }) => Status::E2BIG,
-        Failure::Write(WriteError::Busy { .. } | WriteError::Gone) => Status::ETMPFAIL,
+        Failure::Write(WriteError::Busy { .. } | WriteError::NoRoom | WriteError::Gone) => Status::ETMPFAIL,
         Failure::Write(error) => {
             tracing::error!(%error, "a change was not accepted");
             Status::EINTERNAL

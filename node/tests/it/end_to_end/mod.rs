@@ -5,6 +5,7 @@ pub(crate) mod rig;
 mod bootstrap;
 mod data;
 mod durability;
+mod ephemeral;
 mod malformed;
 mod refusals;
 mod resources;

@@ -304,11 +304,11 @@ fn what_a_create_asks_wrongly_is_refused() {
         assert_eq!(create(&mut raw, b"default", b"").status, 0x02);
         assert_eq!(create(&mut raw, b"a b", b"").status, 0x04);
         assert_eq!(create(&mut raw, b"b", b"colour=red").status, 0x04);
-        let ephemeral = create(&mut raw, b"b", b"bucket_type=ephemeral");
-        assert_eq!(ephemeral.status, 0x83);
-        assert!(String::from_utf8_lossy(&ephemeral.value).contains("ephemeral"));
         let ask = |value| Ask { opcode: CREATE, key: b"b", value, ..Ask::default() };
         assert_eq!(raw.ask(ask(b"default_engine.so\0")).status, 0x04);
+        let no_data = raw.ask(ask(b"nobucket.so\0"));
+        assert_eq!(no_data.status, 0x83);
+        assert!(String::from_utf8_lossy(&no_data.value).contains("a bucket without data"));
         assert_eq!(raw.ask(ask(b"ep.so")).status, 0x04);
         let body = Ask { opcode: DELETE, key: b"default", value: b"no json", ..Ask::default() };
         assert_eq!(raw.ask(body).status, 0x04);

@@ -1,0 +1,140 @@
+//! Buckets that live in memory only, over TCP: the same requests, the same scans, and what is different.
+
+use std::collections::BTreeMap;
+
+use ringbase::client::{
+    Bucket, ClientError, Connection, ContinueLimits, Scan, ScanPlan, ScanRecord, ScanState, StoreMode,
+    scan_vbucket,
+};
+use ringbase::protocol::Status;
+use ringbase::protocol::extras::StoreExtras;
+use ringbase::protocol::range_scan::RangeScanCreate;
+use ringbase_storage::types::{Cas, VbId};
+
+use super::rig::{Node, Place, eventually, for_each_core_count, stat};
+
+const PLAIN: StoreExtras = StoreExtras { flags: 0, expiry: 0 };
+const VBUCKETS: u16 = 16;
+
+type Documents = BTreeMap<Vec<u8>, Vec<u8>>;
+
+fn store(connection: &mut Connection, key: &str, value: &[u8]) -> Result<(), ClientError> {
+    let mut bucket = Bucket::new(connection)?;
+    bucket.store(StoreMode::Set, key.as_bytes(), value, PLAIN, Cas(0)).map(|_| ())
+}
+
+fn all_documents(connection: &mut Connection) -> Documents {
+    let mut found = Documents::new();
+    for vbucket in (0..VBUCKETS).map(VbId) {
+        let plan = ScanPlan::new(RangeScanCreate::default());
+        let scanned = scan_vbucket(connection, &plan, vbucket, &mut |record| {
+            if let ScanRecord::Document(document) = record {
+                found.insert(document.key.to_vec(), document.value.to_vec());
+            }
+            Ok(())
+        });
+        match scanned {
+            Ok(_) | Err(ClientError::Refused { status: Status::KEY_ENOENT, .. }) => {}
+            Err(error) => panic!("{vbucket}: {error}"),
+        }
+    }
+    found
+}
+
+fn connect(node: &Node, bucket: &str) -> Connection {
+    let options = ringbase::client::ConnectOptions { bucket: Some(bucket.into()), ..node.connect_options() };
+    Connection::open(&options).unwrap()
+}
+
+/// Documents are stored, scanned, overwritten under a scan that shows its own moment, and gone after a restart; the bucket is still there, and
+/// clients can tell by its branches.
+#[test]
+fn a_bucket_in_memory_serves_and_scans_like_one_on_disk_and_is_empty_after_a_restart() {
+    for_each_core_count(|setup| {
+        let place = Place::new();
+        let node = Node::start(&place.data(), &setup);
+        node.connect().create_bucket("memory", "bucket_type=ephemeral").unwrap();
+        let mut connection = connect(&node, "memory");
+        let mut model = Documents::new();
+        for number in 0..2_000_u32 {
+            let key = format!("key-{number:05}");
+            store(&mut connection, &key, &number.to_be_bytes()).unwrap();
+            model.insert(key.into_bytes(), number.to_be_bytes().to_vec());
+        }
+        assert!(all_documents(&mut connection) == model);
+        assert!(all_documents(&mut node.connect()).is_empty(), "the default bucket has none of them");
+
+        // A scan of each vbucket is opened, then everything changes.
+        let create = RangeScanCreate::default();
+        let scans: Vec<Scan> = (0..VBUCKETS)
+            .map(|vb| Scan::create(&mut connection, VbId(vb), &create).unwrap().expect("it has documents"))
+            .collect();
+        for number in 0..2_000_u32 {
+            let key = format!("key-{number:05}");
+            if number % 3 == 0 {
+                Bucket::new(&mut connection).unwrap().delete(key.as_bytes(), Cas(0)).unwrap();
+            } else {
+                store(&mut connection, &key, b"new").unwrap();
+            }
+        }
+        let mut found = Documents::new();
+        for mut scan in scans {
+            let state = scan.advance(&mut connection, ContinueLimits::default(), &mut |record| {
+                if let ScanRecord::Document(document) = record {
+                    found.insert(document.key.to_vec(), document.value.to_vec());
+                }
+                Ok(())
+            });
+            assert_eq!(state.unwrap(), ScanState::Complete);
+        }
+        assert!(found == model, "a scan shows the moment of its create");
+        assert_eq!(all_documents(&mut connection).len(), 2_000 - 667);
+
+        drop(connection);
+        assert!(node.stop().success());
+        let node = Node::start(&place.data(), &setup);
+        let mut connection = connect(&node, "memory");
+        assert!(all_documents(&mut connection).is_empty());
+        store(&mut connection, "again", b"there").unwrap();
+        node.connect().empty_bucket("memory").unwrap();
+        assert!(all_documents(&mut connect(&node, "memory")).is_empty());
+        node.connect().delete_bucket("memory").unwrap();
+    });
+}
+
+/// With `fail_new_data` a full bucket refuses new documents for a moment, and takes deletions; with `auto_delete` it makes room by itself.
+#[test]
+fn a_full_bucket_in_memory_refuses_new_documents_or_removes_the_oldest() {
+    for_each_core_count(|setup| {
+        let place = Place::new();
+        let node = Node::start(&place.data(), &setup);
+        let value = [7_u8; 10_000];
+        for policy in ["fail_new_data", "auto_delete"] {
+            let settings = format!("bucket_type=ephemeral;max_size=4194304;ephemeral_full_policy={policy}");
+            node.connect().create_bucket(policy, &settings).unwrap();
+            let mut connection = connect(&node, policy);
+            let mut stored = 0;
+            let refused = (0..5_000_u32).find_map(|number| {
+                let outcome = store(&mut connection, &format!("key-{number}"), &value);
+                stored += u32::from(outcome.is_ok());
+                outcome.err()
+            });
+            let refused = refused.expect("50 MB do not fit 4 MiB");
+            assert!(matches!(refused, ClientError::Refused { status: Status::ETMPFAIL, .. }), "{refused}");
+            assert!(stored > 100, "{stored}");
+            if policy == "fail_new_data" {
+                assert!(store(&mut connection, "key-9999", &value).is_err());
+                for number in 0..stored {
+                    let key = format!("key-{number}");
+                    let removed = Bucket::new(&mut connection).unwrap().delete(key.as_bytes(), Cas(0));
+                    assert!(removed.is_ok(), "a deletion makes room");
+                }
+                store(&mut connection, "key-0", &value).unwrap();
+            } else {
+                eventually("the oldest are removed", || store(&mut connection, "key-9999", &value).is_ok());
+                let removed = stat(&mut connection, "", "auto_delete_count").unwrap();
+                assert!(removed.parse::<u32>().unwrap() > 0, "{removed}");
+            }
+        }
+    });
+}

@@ -79,8 +79,9 @@ mod tests {
     fn resident_memory_rises_when_memory_is_touched() {
         let pid = std::process::id();
         let before = resident_bytes(pid).unwrap();
-        let touched = std::hint::black_box(vec![1_u8; 32 << 20]);
-        assert!(resident_bytes(pid).unwrap() >= before + (24 << 20), "{}", touched.len());
+        // Far more than what tests beside this one may give back meanwhile.
+        let touched = std::hint::black_box(vec![1_u8; 256 << 20]);
+        assert!(resident_bytes(pid).unwrap() >= before + (128 << 20), "{}", touched.len());
     }
 
     #[test]

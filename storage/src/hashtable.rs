@@ -5,14 +5,13 @@
 //! Cost: O(1) look-up and insertion.
 //! Does not know: seqno order, disk, when to evict.
 
-use std::rc::Rc;
-
-use crate::types::{Item, Seqno};
+use crate::item::Item;
+use crate::types::Seqno;
 
 /// See the module.
 #[derive(Debug, Default)]
 pub struct HashTable {
-    table: hashbrown::HashTable<Rc<Item>>,
+    table: hashbrown::HashTable<Item>,
     hasher: ahash::RandomState,
     bytes: usize,
 }
@@ -20,12 +19,12 @@ pub struct HashTable {
 impl HashTable {
     /// The resident version of `key`.
     #[must_use]
-    pub fn get(&self, key: &[u8]) -> Option<&Rc<Item>> {
+    pub fn get(&self, key: &[u8]) -> Option<&Item> {
         self.table.find(self.hasher.hash_one(key), |item| item.key() == key)
     }
 
     /// Makes `item` the newest version of its key and returns the one it replaces.
-    pub fn insert(&mut self, item: Rc<Item>) -> Option<Rc<Item>> {
+    pub fn insert(&mut self, item: Item) -> Option<Item> {
         use hashbrown::hash_table::Entry;
         let hash = self.hasher.hash_one(item.key());
         let hasher = &self.hasher;
@@ -46,9 +45,9 @@ impl HashTable {
     }
 
     /// Drops `key` from memory if its resident version has this seqno, and returns that version.
-    pub fn evict(&mut self, key: &[u8], seqno: Seqno) -> Option<Rc<Item>> {
+    pub fn evict(&mut self, key: &[u8], seqno: Seqno) -> Option<Item> {
         let hash = self.hasher.hash_one(key);
-        let found = self.table.find_entry(hash, |item| item.key() == key && item.meta.seqno == seqno);
+        let found = self.table.find_entry(hash, |item| item.key() == key && item.seqno() == seqno);
         let (item, _) = found.ok()?.remove();
         self.bytes -= item.resident_bytes();
         Some(item)
@@ -56,7 +55,7 @@ impl HashTable {
 
     /// Shows the versions in up to `max` slots from slot `from` on, and says where to go on; `None` at the end. A version that moves meanwhile,
     /// because the table grows, may be missed or shown twice.
-    pub fn visit_slots(&self, from: usize, max: usize, mut visit: impl FnMut(&Rc<Item>)) -> Option<usize> {
+    pub fn visit_slots(&self, from: usize, max: usize, mut visit: impl FnMut(&Item)) -> Option<usize> {
         let slots = self.table.num_buckets();
         let end = from.saturating_add(max).min(slots);
         for slot in from..end {
@@ -99,7 +98,7 @@ mod tests {
     use super::*;
     use crate::types::{Cas, ItemMeta, Kind};
 
-    fn item(key: &str, seqno: u64) -> Rc<Item> {
+    fn item(key: &str, seqno: u64) -> Item {
         let meta = ItemMeta {
             seqno: Seqno(seqno),
             cas: Cas(1),
@@ -121,7 +120,7 @@ mod tests {
         for max in [1, 7, 1000] {
             let (mut seen, mut slot) = (Vec::new(), Some(0));
             while let Some(from) = slot {
-                slot = table.visit_slots(from, max, |item| seen.push(item.meta.seqno.0));
+                slot = table.visit_slots(from, max, |item| seen.push(item.seqno().0));
             }
             seen.sort_unstable();
             assert_eq!(seen, (0..100).collect::<Vec<_>>());
@@ -133,10 +132,10 @@ mod tests {
     fn only_the_version_that_was_flushed_is_evicted() {
         let mut table = HashTable::default();
         assert!(table.insert(item("a", 1)).is_none());
-        assert_eq!(table.insert(item("a", 2)).unwrap().meta.seqno, Seqno(1));
+        assert_eq!(table.insert(item("a", 2)).unwrap().seqno(), Seqno(1));
         assert!(table.evict(b"a", Seqno(1)).is_none());
-        assert_eq!(table.get(b"a").unwrap().meta.seqno, Seqno(2));
-        assert_eq!(table.evict(b"a", Seqno(2)).unwrap().meta.seqno, Seqno(2));
+        assert_eq!(table.get(b"a").unwrap().seqno(), Seqno(2));
+        assert_eq!(table.evict(b"a", Seqno(2)).unwrap().seqno(), Seqno(2));
         assert!(table.get(b"a").is_none() && table.is_empty());
         assert_eq!(table.bytes, 0);
     }

@@ -13,13 +13,13 @@
 use std::borrow::Borrow;
 use std::collections::BTreeSet;
 use std::ops::Bound;
-use std::rc::Rc;
 
-use crate::types::{Item, Seqno};
+use crate::item::Item;
+use crate::types::Seqno;
 
 /// A version that is ordered and found by its key.
 #[derive(Debug)]
-struct ByKey(Rc<Item>);
+struct ByKey(Item);
 
 impl Borrow<[u8]> for ByKey {
     fn borrow(&self) -> &[u8] {
@@ -55,30 +55,30 @@ pub struct KeyIndex {
 
 impl KeyIndex {
     /// Makes `item` the newest version of its key.
-    pub fn put(&mut self, item: Rc<Item>) {
+    pub fn put(&mut self, item: Item) {
         self.by_key.replace(ByKey(item));
     }
 
     /// Takes `item` in unless its key is there already.
-    pub fn put_if_absent(&mut self, item: Rc<Item>) {
+    pub fn put_if_absent(&mut self, item: Item) {
         self.by_key.insert(ByKey(item));
     }
 
     /// Drops `key` if its version has this seqno.
     pub fn remove(&mut self, key: &[u8], seqno: Seqno) {
-        if self.by_key.get(key).is_some_and(|found| found.0.meta.seqno == seqno) {
+        if self.by_key.get(key).is_some_and(|found| found.0.seqno() == seqno) {
             self.by_key.remove(key);
         }
     }
 
     /// The newest version of `key`.
     #[must_use]
-    pub fn get(&self, key: &[u8]) -> Option<&Rc<Item>> {
+    pub fn get(&self, key: &[u8]) -> Option<&Item> {
         self.by_key.get(key).map(|found| &found.0)
     }
 
     /// The newest versions whose keys are at or above (or, if `exclusive`, above) `key`, in key order.
-    pub fn range(&self, key: &[u8], exclusive: bool) -> impl Iterator<Item = &Rc<Item>> {
+    pub fn range(&self, key: &[u8], exclusive: bool) -> impl Iterator<Item = &Item> {
         let start = if exclusive { Bound::Excluded(key) } else { Bound::Included(key) };
         self.by_key.range::<[u8], _>((start, Bound::Unbounded)).map(|found| &found.0)
     }
@@ -107,7 +107,7 @@ mod tests {
     use super::*;
     use crate::types::{Cas, ItemMeta, Kind};
 
-    fn item(key: &str, seqno: u64) -> Rc<Item> {
+    fn item(key: &str, seqno: u64) -> Item {
         let meta = ItemMeta {
             seqno: Seqno(seqno),
             cas: Cas(1),
@@ -127,10 +127,10 @@ mod tests {
         index.put_if_absent(item("b", 2));
         index.put_if_absent(item("a", 1));
         index.put(item("a", 8));
-        let found: Vec<_> = index.range(b"", false).map(|item| item.meta.seqno.0).collect();
+        let found: Vec<_> = index.range(b"", false).map(|item| item.seqno().0).collect();
         assert_eq!(found, [8, 7]);
         index.remove(b"b", Seqno(2));
-        assert_eq!(index.get(b"b").unwrap().meta.seqno, Seqno(7));
+        assert_eq!(index.get(b"b").unwrap().seqno(), Seqno(7));
         index.remove(b"b", Seqno(7));
         assert!(index.get(b"b").is_none() && index.len() == 1 && !index.is_empty());
         assert_eq!(index.range(b"a", true).count(), 0);

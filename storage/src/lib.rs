@@ -10,13 +10,16 @@
 //!
 //! Does not know: sockets, opcodes, buckets' users, streams.
 
+mod atomic;
 pub mod cache;
 pub mod env;
+pub mod epoch;
 pub mod extent;
 pub mod format;
 pub mod hashtable;
 pub mod inspect;
 pub mod io;
+pub mod item;
 pub mod keyindex;
 pub mod manifest;
 pub mod memtable;

@@ -17,12 +17,13 @@ use std::rc::Rc;
 
 use crate::format::index::DeathMark;
 use crate::format::manifest_record::VbCounts;
+use crate::item::Item;
 use crate::seqlist::SeqList;
-use crate::types::{Item, Seqno};
+use crate::types::Seqno;
 
 #[derive(Debug)]
 struct Entry {
-    item: Rc<Item>,
+    item: Item,
     slot: u32,
     former: Seqno,
 }
@@ -66,14 +67,13 @@ pub struct Memtable {
 }
 
 impl Memtable {
-    /// Takes a version in, whose log record begins at or behind `position`.
-    pub fn insert(&mut self, item: Rc<Item>, position: u64) {
+    /// Takes a version in that replaces the one with the seqno `former` (0 for none), and whose log record begins at or behind `position`.
+    pub fn insert(&mut self, item: Item, mut former: Seqno, position: u64) {
         self.first_position.get_or_insert(position);
-        self.last = item.meta.seqno;
+        self.last = item.seqno();
         self.bytes += item.resident_bytes();
         self.record_bytes += crate::format::seqlog_block::seqlog_record_len(&item);
         let slot = self.by_seqno.append(item.clone());
-        let mut former = item.former.seqno;
         if let Some(old) = self.by_key.take(item.key()) {
             former = old.former;
             self.bytes -= old.item.resident_bytes();
@@ -85,29 +85,29 @@ impl Memtable {
 
     /// The version of `key` here.
     #[must_use]
-    pub fn get(&self, key: &[u8]) -> Option<&Rc<Item>> {
+    pub fn get(&self, key: &[u8]) -> Option<&Item> {
         self.by_key.get(key).map(|entry| &entry.item)
     }
 
     /// The first version whose key is at or above (or, if `exclusive`, above) `key`.
     #[must_use]
-    pub fn at_or_after(&self, key: &[u8], exclusive: bool) -> Option<&Rc<Item>> {
+    pub fn at_or_after(&self, key: &[u8], exclusive: bool) -> Option<&Item> {
         self.range(key, exclusive).next()
     }
 
     /// The versions whose keys are at or above (or, if `exclusive`, above) `key`, in key order.
-    pub fn range(&self, key: &[u8], exclusive: bool) -> impl Iterator<Item = &Rc<Item>> {
+    pub fn range(&self, key: &[u8], exclusive: bool) -> impl Iterator<Item = &Item> {
         let start = if exclusive { Bound::Excluded(key) } else { Bound::Included(key) };
         self.by_key.range::<[u8], _>((start, Bound::Unbounded)).map(|entry| &entry.item)
     }
 
     /// The versions in key order.
-    pub fn iter(&self) -> impl Iterator<Item = &Rc<Item>> {
+    pub fn iter(&self) -> impl Iterator<Item = &Item> {
         self.by_key.iter().map(|entry| &entry.item)
     }
 
     /// The versions in seqno order, from `start` on.
-    pub fn range_by_seqno(&self, start: Seqno) -> impl Iterator<Item = &Rc<Item>> {
+    pub fn range_by_seqno(&self, start: Seqno) -> impl Iterator<Item = &Item> {
         self.by_seqno.range_from(start)
     }
 
@@ -116,7 +116,7 @@ impl Memtable {
     pub fn marks(&self) -> Vec<DeathMark> {
         let marks = self.by_key.iter().filter(|entry| entry.former != Seqno(0));
         let mut marks: Vec<DeathMark> =
-            marks.map(|entry| DeathMark { dead: entry.former, by: entry.item.meta.seqno }).collect();
+            marks.map(|entry| DeathMark { dead: entry.former, by: entry.item.seqno() }).collect();
         marks.sort_unstable_by_key(|mark| mark.dead);
         marks
     }
@@ -174,9 +174,9 @@ impl Memtable {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::{Cas, Former, ItemMeta, Kind};
+    use crate::types::{Cas, ItemMeta, Kind};
 
-    fn item(seqno: u64, key: &str, former: u64) -> Rc<Item> {
+    fn item(seqno: u64, key: &str) -> Item {
         let meta = ItemMeta {
             seqno: Seqno(seqno),
             cas: Cas(seqno),
@@ -186,19 +186,19 @@ mod tests {
             datatype: 0,
             kind: Kind::Mutation,
         };
-        Item::with_former(meta, key.as_bytes(), b"v", Former { seqno: Seqno(former), live: former > 0 })
+        Item::new(meta, key.as_bytes(), b"v")
     }
 
     #[test]
     fn an_overwritten_key_stays_once_and_marks_what_lies_outside() {
         let mut table = Memtable::default();
-        table.insert(item(10, "b", 4), 7);
-        table.insert(item(11, "a", 0), 8);
-        table.insert(item(12, "b", 10), 9);
-        table.insert(item(13, "a", 11), 9);
-        let keys: Vec<_> = table.iter().map(|item| (item.key().to_vec(), item.meta.seqno.0)).collect();
+        table.insert(item(10, "b"), Seqno(4), 7);
+        table.insert(item(11, "a"), Seqno(0), 8);
+        table.insert(item(12, "b"), Seqno(10), 9);
+        table.insert(item(13, "a"), Seqno(11), 9);
+        let keys: Vec<_> = table.iter().map(|item| (item.key().to_vec(), item.seqno().0)).collect();
         assert_eq!(keys, [(b"a".to_vec(), 13), (b"b".to_vec(), 12)]);
-        let seqnos: Vec<_> = table.range_by_seqno(Seqno(0)).map(|item| item.meta.seqno.0).collect();
+        let seqnos: Vec<_> = table.range_by_seqno(Seqno(0)).map(|item| item.seqno().0).collect();
         assert_eq!(seqnos, [12, 13]);
         assert_eq!(table.marks(), [DeathMark { dead: Seqno(4), by: Seqno(12) }]);
         assert_eq!(table.first_position(), Some(7));

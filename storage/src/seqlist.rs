@@ -9,14 +9,13 @@
 //! Cost: append O(1) amortised, retire O(1), seek O(log n).
 //! Does not know: key order, disk, who reads.
 
-use std::rc::Rc;
-
-use crate::types::{Item, Seqno};
+use crate::item::Item;
+use crate::types::Seqno;
 
 /// See the module.
 #[derive(Debug, Default)]
 pub struct SeqList {
-    slots: Vec<(Seqno, Option<Rc<Item>>)>,
+    slots: Vec<(Seqno, Option<Item>)>,
 }
 
 impl SeqList {
@@ -24,8 +23,8 @@ impl SeqList {
     ///
     /// # Panics
     /// If its seqno is not above all before.
-    pub fn append(&mut self, item: Rc<Item>) -> u32 {
-        let seqno = item.meta.seqno;
+    pub fn append(&mut self, item: Item) -> u32 {
+        let seqno = item.seqno();
         assert!(self.slots.last().is_none_or(|(last, _)| *last < seqno), "seqno {seqno} does not rise");
         self.slots.push((seqno, Some(item)));
         (self.slots.len() - 1) as u32
@@ -37,7 +36,7 @@ impl SeqList {
     }
 
     /// The versions from `start` on.
-    pub fn range_from(&self, start: Seqno) -> impl Iterator<Item = &Rc<Item>> {
+    pub fn range_from(&self, start: Seqno) -> impl Iterator<Item = &Item> {
         let first = self.slots.partition_point(|(seqno, _)| *seqno < start);
         self.slots[first..].iter().filter_map(|(_, item)| item.as_ref())
     }

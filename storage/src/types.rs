@@ -7,7 +7,6 @@
 //! Does not know: bytes on disk, files, wire layouts.
 
 use std::fmt;
-use std::rc::Rc;
 
 /// Longest key in bytes, collection prefix included (5 bytes of LEB128 and 250 of key; the wire allows less).
 pub const KEY_BYTES_MAX: usize = 255;
@@ -50,6 +49,9 @@ id! {
     /// A branch of a vbucket's history.
     VbUuid(u64)
 }
+
+/// The highest seqno that a version may have.
+pub const SEQNO_MAX: Seqno = Seqno((1 << 48) - 1);
 
 impl Seqno {
     /// The seqno after this one.
@@ -128,60 +130,6 @@ pub struct Former {
     pub seqno: Seqno,
     /// Whether the key had a value then.
     pub live: bool,
-}
-
-/// One version of a document. Shared within a core, never across cores.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Item {
-    /// All but key and value.
-    pub meta: ItemMeta,
-    /// The version it replaced when it was written.
-    pub former: Former,
-    key_len: u16,
-    /// Key, then value, in one allocation.
-    bytes: Box<[u8]>,
-}
-
-impl Item {
-    /// A version of `key`. The caller guarantees `key.len() <= KEY_BYTES_MAX`.
-    ///
-    /// # Panics
-    /// If the key is longer than [`KEY_BYTES_MAX`].
-    #[must_use]
-    pub fn new(meta: ItemMeta, key: &[u8], value: &[u8]) -> Rc<Item> {
-        Item::with_former(meta, key, value, Former::default())
-    }
-
-    /// A version of `key` that replaces `former`.
-    ///
-    /// # Panics
-    /// If the key is longer than [`KEY_BYTES_MAX`].
-    #[must_use]
-    pub fn with_former(meta: ItemMeta, key: &[u8], value: &[u8], former: Former) -> Rc<Item> {
-        assert!(key.len() <= KEY_BYTES_MAX, "key of {} bytes", key.len());
-        let mut bytes = Vec::with_capacity(key.len() + value.len());
-        bytes.extend_from_slice(key);
-        bytes.extend_from_slice(value);
-        Rc::new(Item { meta, former, key_len: key.len() as u16, bytes: bytes.into_boxed_slice() })
-    }
-
-    /// The key, collection prefix included.
-    #[must_use]
-    pub fn key(&self) -> &[u8] {
-        &self.bytes[..self.key_len as usize]
-    }
-
-    /// The value; empty for a tombstone without one.
-    #[must_use]
-    pub fn value(&self) -> &[u8] {
-        &self.bytes[self.key_len as usize..]
-    }
-
-    /// Resident bytes of this version, allocator rounding left out.
-    #[must_use]
-    pub fn resident_bytes(&self) -> usize {
-        std::mem::size_of::<Item>() + 16 + self.bytes.len()
-    }
 }
 
 /// One entry of a failover log: the branch `uuid` began at `seqno`.

@@ -30,6 +30,7 @@ const UNSAFE_HOMES: &[&str] = &[
     "storage/src/io/buffer",
     "storage/src/io/ring",
     "storage/src/epoch",
+    "storage/src/item",
     "storage/src/seqlist",
     "storage/src/hashtable",
     "node/src/core",

@@ -25,9 +25,9 @@
 //! Source: KV data operations, the CAS table, expiry, counters.
 
 use std::io::Write;
-use std::rc::Rc;
 
-use ringbase_storage::types::{Cas, Item, Kind};
+use ringbase_storage::item::Item;
+use ringbase_storage::types::{Cas, Kind};
 use ringbase_storage::vbstore::{Found, NewVersion, VbStore, WriteError};
 
 use super::context::BucketContext;
@@ -132,8 +132,8 @@ impl<'a> Document<'a> {
     /// The version, if it has a value and is not over.
     #[must_use]
     #[inline]
-    pub fn live(&self) -> Option<&'a Rc<Item>> {
-        self.found.live().filter(|item| !expiry::is_expired(item.meta.expiry, self.now))
+    pub fn live(&self) -> Option<&'a Item> {
+        self.found.live().filter(|item| !expiry::is_expired(item.expiry(), self.now))
     }
 
     /// Stores a value.
@@ -148,7 +148,7 @@ impl<'a> Document<'a> {
         cas: Cas,
         body: Body<'_>,
         keep_expiry: bool,
-    ) -> Result<Rc<Item>, Failure> {
+    ) -> Result<Item, Failure> {
         let live = match (mode, self.live()) {
             (StoreMode::Add, Some(_)) => return Err(Failure::Exists),
             (StoreMode::Set | StoreMode::Replace, Some(item)) => Some(self.check_cas(item, cas)?),
@@ -156,7 +156,7 @@ impl<'a> Document<'a> {
             (StoreMode::Replace, None) => return Err(self.absent(cas)),
             (StoreMode::Set | StoreMode::Add, None) => None,
         };
-        let expiry = live.filter(|_| keep_expiry).map_or(body.expiry, |item| item.meta.expiry);
+        let expiry = live.filter(|_| keep_expiry).map_or(body.expiry, |item| item.expiry());
         let datatype = Datatype::of_body(body.value);
         let stored = self.write(Body { expiry, ..body }, datatype)?;
         count(&self.bucket.tally.cmd_set);
@@ -167,7 +167,7 @@ impl<'a> Document<'a> {
     ///
     /// # Errors
     /// `NotStored`, `Exists`, `TooLong`, `Write`.
-    pub fn concatenate(&self, end: End, cas: Cas, added: &[u8]) -> Result<Rc<Item>, Failure> {
+    pub fn concatenate(&self, end: End, cas: Cas, added: &[u8]) -> Result<Item, Failure> {
         let Some(item) = self.live() else {
             self.absent(cas);
             return Err(Failure::NotStored);
@@ -179,7 +179,7 @@ impl<'a> Document<'a> {
         };
         self.check_length(first.len() + second.len())?;
         let value = [first, second].concat();
-        let body = Body { value: &value, flags: item.meta.flags, expiry: item.meta.expiry };
+        let body = Body { value: &value, flags: item.flags(), expiry: item.expiry() };
         let stored = self.write(body, Datatype::of_body(&value))?;
         count(&self.bucket.tally.cmd_set);
         Ok(stored)
@@ -189,7 +189,7 @@ impl<'a> Document<'a> {
     ///
     /// # Errors
     /// `Absent`, `NotACounter`, `Write`.
-    pub fn count(&self, step: Step) -> Result<(Rc<Item>, u64), Failure> {
+    pub fn count(&self, step: Step) -> Result<(Item, u64), Failure> {
         let tally = &self.bucket.tally;
         let (hits, misses) = match step.direction {
             Direction::Up => (&tally.incr_hits, &tally.incr_misses),
@@ -206,27 +206,27 @@ impl<'a> Document<'a> {
             Direction::Up => old.wrapping_add(step.delta),
             Direction::Down => old.saturating_sub(step.delta),
         };
-        self.write_number(number, item.meta.flags, item.meta.expiry)
+        self.write_number(number, item.flags(), item.expiry())
     }
 
     /// Sets the expiry, absolute; nothing is written if it is that already.
     ///
     /// # Errors
     /// `Absent`, `Write`.
-    pub fn touch(&self, expiry: u32) -> Result<Rc<Item>, Failure> {
+    pub fn touch(&self, expiry: u32) -> Result<Item, Failure> {
         let Some(item) = self.live() else { return Err(self.absent(Cas(0))) };
-        if item.meta.expiry == expiry {
+        if item.expiry() == expiry {
             return Ok(item.clone());
         }
-        let body = Body { value: item.value(), flags: item.meta.flags, expiry };
-        self.write(body, Datatype(item.meta.datatype))
+        let body = Body { value: item.value(), flags: item.flags(), expiry };
+        self.write(body, Datatype(item.datatype()))
     }
 
     /// Removes the document; returns its tombstone.
     ///
     /// # Errors
     /// `Absent`, `Exists`, `Write`.
-    pub fn remove(&self, cas: Cas) -> Result<Rc<Item>, Failure> {
+    pub fn remove(&self, cas: Cas) -> Result<Item, Failure> {
         let Some(item) = self.live() else {
             count(&self.bucket.tally.delete_misses);
             return Err(self.absent(cas));
@@ -249,12 +249,12 @@ impl<'a> Document<'a> {
         Ok(is_due)
     }
 
-    fn check_cas(&self, item: &'a Rc<Item>, cas: Cas) -> Result<&'a Rc<Item>, Failure> {
+    fn check_cas(&self, item: &'a Item, cas: Cas) -> Result<&'a Item, Failure> {
         let tally = &self.bucket.tally;
         if cas == Cas(0) {
             return Ok(item);
         }
-        if item.meta.cas != cas {
+        if item.cas() != cas {
             count(&tally.cas_badval);
             return Err(Failure::Exists);
         }
@@ -280,7 +280,7 @@ impl<'a> Document<'a> {
         Failure::Absent
     }
 
-    fn bury(&self, kind: Kind) -> Result<Rc<Item>, Failure> {
+    fn bury(&self, kind: Kind) -> Result<Item, Failure> {
         let tombstone =
             NewVersion { key: self.key, value: &[], flags: 0, expiry: self.now, datatype: 0, kind };
         let item = self.put(tombstone)?;
@@ -288,7 +288,7 @@ impl<'a> Document<'a> {
         Ok(item)
     }
 
-    fn write_number(&self, number: u64, flags: u32, expiry: u32) -> Result<(Rc<Item>, u64), Failure> {
+    fn write_number(&self, number: u64, flags: u32, expiry: u32) -> Result<(Item, u64), Failure> {
         let mut digits = [0; 20];
         let mut rest = &mut digits[..];
         write!(rest, "{number}").expect("a u64 has at most 20 digits");
@@ -298,7 +298,7 @@ impl<'a> Document<'a> {
         Ok((item, number))
     }
 
-    fn write(&self, body: Body<'_>, datatype: Datatype) -> Result<Rc<Item>, Failure> {
+    fn write(&self, body: Body<'_>, datatype: Datatype) -> Result<Item, Failure> {
         self.check_length(body.value.len())?;
         let item = self.put(NewVersion {
             key: self.key,
@@ -309,11 +309,15 @@ impl<'a> Document<'a> {
             kind: Kind::Mutation,
         })?;
         let tally = &self.bucket.tally;
-        count(if item.former.live { &tally.vb_active_ops_update } else { &tally.vb_active_ops_create });
+        count(if self.found.live().is_some() {
+            &tally.vb_active_ops_update
+        } else {
+            &tally.vb_active_ops_create
+        });
         Ok(item)
     }
 
-    fn put(&self, new: NewVersion<'_>) -> Result<Rc<Item>, Failure> {
+    fn put(&self, new: NewVersion<'_>) -> Result<Item, Failure> {
         let written = self.store.write(self.found, new);
         let tally = &self.bucket.tally;
         match &written {

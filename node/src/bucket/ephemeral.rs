@@ -101,7 +101,7 @@ async fn make_room(context: &Rc<BucketContext>, vbuckets: &[Rc<VbStore>]) {
             let oldest = store.oldest(positions[index], SLICE);
             is_over[index] = oldest.len() < SLICE;
             for item in oldest {
-                positions[index] = item.meta.seqno.next();
+                positions[index] = item.seqno().next();
                 let (key, found) = (item.key(), Found::Version(item.clone()));
                 let document = Document { store, bucket: context, key, found: &found, now: context.now() };
                 if document.live().is_some() && document.remove(Cas(0)).is_ok() {

@@ -60,7 +60,7 @@ fn the_pager_finds_what_has_expired_in_memory_and_on_disk() {
     assert_eq!((after.items, after.tombstones), (202, 130));
     let store = rig.engine.buckets()[0].vbucket(VB).unwrap().clone();
     let Found::Version(tombstone) = rig.sim.block_on(store.get(b"\0memory07")).unwrap() else { panic!() };
-    assert_eq!(tombstone.meta.kind, Kind::Expiration);
+    assert_eq!(tombstone.kind(), Kind::Expiration);
     // The next run finds nothing more, and reads nothing: what lies ahead is known.
     let reads = rig.engine.shards()[0].metrics().disk_lookups.get();
     rig.sim.run_for(Duration::from_secs(600));

@@ -24,7 +24,8 @@ use super::block::{
 use super::bytes::{Reader, WriteLe, u16_at, u32_at, u64_at};
 use super::{FormatError, whole_blocks};
 use crate::io::BLOCK_BYTES;
-use crate::types::{Item, ItemMeta, Kind, Seqno};
+use crate::item::Item;
+use crate::types::{ItemMeta, Kind, Seqno};
 
 /// Longest key part in bytes, header included: a place in it fits 16 bits.
 pub const KEY_PART_BYTES_MAX: usize = 32 << 10;
@@ -190,7 +191,7 @@ impl KeyBlockBuilder {
 /// The metadata of an item as a run keeps it.
 #[must_use]
 pub fn meta_of(item: &Item) -> Meta {
-    Meta { item: item.meta, value_len: item.value().len() as u32 }
+    Meta { item: item.meta(), value_len: item.value().len() as u32 }
 }
 
 /// The shape of a verified key part; the bytes stay where they are.

@@ -27,7 +27,8 @@ use super::block::{
     BLOCK_HEADER_BYTES, BlockHeader, BlockIdentity, BlockType, blocks_for, open_block, seal_block,
 };
 use super::bytes::{WriteLe, u32_at};
-use crate::types::{Cas, Item, ItemMeta, KEY_BYTES_MAX, Kind, Seqno, VbId};
+use crate::item::{DATATYPE_MAX, Item};
+use crate::types::{Cas, ItemMeta, KEY_BYTES_MAX, Kind, SEQNO_MAX, Seqno, VbId};
 
 /// A block is closed when its records reach this many bytes.
 pub const SEQLOG_BLOCK_BYTES: usize = 16 << 10;
@@ -45,7 +46,7 @@ const WHAT: &str = "seqlog record";
 /// Bytes of the record of `item`, its place included.
 #[must_use]
 pub fn seqlog_record_len(item: &Item) -> usize {
-    let extras = if item.meta.kind.is_deleted() { DELETION_EXTRAS_BYTES } else { MUTATION_EXTRAS_BYTES };
+    let extras = if item.is_deleted() { DELETION_EXTRAS_BYTES } else { MUTATION_EXTRAS_BYTES };
     RECORD_PREFIX_BYTES + FRAME_HEADER_BYTES + extras + item.key().len() + item.value().len() + 4
 }
 
@@ -84,7 +85,7 @@ impl SeqlogBlockBuilder {
     /// # Panics
     /// If the seqno does not rise.
     pub fn push(&mut self, vb: VbId, item: &Item) {
-        let meta = &item.meta;
+        let meta = &item.meta();
         assert!(meta.seqno > self.last || self.is_empty(), "seqno {} after {}", meta.seqno, self.last);
         if self.is_empty() {
             self.first = meta.seqno;
@@ -297,6 +298,9 @@ impl<'a> SeqlogRecord<'a> {
             datatype: bytes[13],
             kind,
         };
+        if meta.datatype > DATATYPE_MAX || meta.seqno > SEQNO_MAX {
+            return Err(invalid("seqno", meta.seqno.0, "below 2^48, with a datatype of 0..=7"));
+        }
         let (key, value) = frame[FRAME_HEADER_BYTES + extras..].split_at(key_len);
         Ok(SeqlogRecord { meta, key, value, frame })
     }
@@ -312,7 +316,7 @@ mod tests {
         BlockIdentity { shard_uuid: 1, bucket: BucketId(1), vb: VbId(5), object: 8, kind: BlockType::Seqlog }
     }
 
-    fn item(seqno: u64, kind: Kind, value: &[u8]) -> std::rc::Rc<Item> {
+    fn item(seqno: u64, kind: Kind, value: &[u8]) -> Item {
         let deleted = kind.is_deleted();
         let meta = ItemMeta {
             seqno: Seqno(seqno),
@@ -347,10 +351,10 @@ mod tests {
         let block = SeqlogBlock::open(&identity(), 20, &out).unwrap();
         for (index, item) in items.iter().enumerate() {
             let record = block.record(&out, index).unwrap();
-            assert_eq!((record.meta, record.key, record.value), (item.meta, item.key(), item.value()));
+            assert_eq!((record.meta, record.key, record.value), (item.meta(), item.key(), item.value()));
             assert_eq!(record.frame[0], 0x80);
-            assert_eq!(block.find(&out, item.meta.seqno).unwrap().unwrap().key, item.key());
-            assert_eq!(block.find(&out, Seqno(item.meta.seqno.0 + 1)).unwrap(), None);
+            assert_eq!(block.find(&out, item.seqno()).unwrap().unwrap().key, item.key());
+            assert_eq!(block.find(&out, Seqno(item.seqno().0 + 1)).unwrap(), None);
         }
     }
 

@@ -22,7 +22,8 @@
 
 use super::FormatError;
 use super::bytes::{Reader, WriteLe};
-use crate::types::{BucketId, Cas, Item, ItemMeta, KEY_BYTES_MAX, Kind, Seqno, VbId};
+use crate::item::{DATATYPE_MAX, Item};
+use crate::types::{BucketId, Cas, Former, ItemMeta, KEY_BYTES_MAX, Kind, SEQNO_MAX, Seqno, VbId};
 
 /// Bytes of a record beside key and value.
 pub const WAL_RECORD_BYTES: usize = 56;
@@ -52,21 +53,22 @@ pub fn wal_record_len(item: &Item) -> usize {
     WAL_RECORD_BYTES + item.key().len() + item.value().len()
 }
 
-/// Appends the record of `item`.
-pub fn encode_wal_record(out: &mut Vec<u8>, bucket: BucketId, vb: VbId, item: &Item) {
+/// Appends the record of `item`, which replaces `former`.
+pub fn encode_wal_record(out: &mut Vec<u8>, bucket: BucketId, vb: VbId, item: &Item, former: Former) {
+    let meta = item.meta();
     out.put_u32(wal_record_len(item) as u32);
     out.put_u32(bucket.0);
     out.put_u16(vb.0);
-    out.put_u8(item.meta.kind as u8);
-    out.put_u8(item.meta.datatype);
-    out.put_u64(item.meta.seqno.0);
-    out.put_u64(item.meta.cas.0);
-    out.put_u64(item.meta.revid);
-    out.put_u64(item.former.seqno.0);
-    out.put_u32(item.meta.flags);
-    out.put_u32(item.meta.expiry);
+    out.put_u8(meta.kind as u8);
+    out.put_u8(meta.datatype);
+    out.put_u64(meta.seqno.0);
+    out.put_u64(meta.cas.0);
+    out.put_u64(meta.revid);
+    out.put_u64(former.seqno.0);
+    out.put_u32(meta.flags);
+    out.put_u32(meta.expiry);
     out.put_u16(item.key().len() as u16);
-    out.put_u8(u8::from(item.former.live));
+    out.put_u8(u8::from(former.live));
     out.put_u8(0);
     out.put_bytes(item.key());
     out.put_bytes(item.value());
@@ -103,7 +105,10 @@ pub fn decode_wal_record(bytes: &[u8]) -> Result<WalRecord<'_>, FormatError> {
     let kind = reader.u8("kind")?;
     let kind = Kind::from_u8(kind).ok_or_else(|| reader.invalid("kind", kind.into(), "1..=7"))?;
     let datatype = reader.u8("datatype")?;
-    let seqno = Seqno(reader.number("seqno")?);
+    if datatype > DATATYPE_MAX {
+        return Err(reader.invalid("datatype", datatype.into(), "0..=7"));
+    }
+    let seqno = Seqno(reader.u64("seqno")?);
     let cas = Cas(reader.u64("cas")?);
     let revid = reader.u64("revid")?;
     let former = Seqno(reader.u64("former seqno")?);
@@ -114,6 +119,9 @@ pub fn decode_wal_record(bytes: &[u8]) -> Result<WalRecord<'_>, FormatError> {
     reader.u8("padding")?;
     if key_len == 0 || key_len > KEY_BYTES_MAX {
         return Err(reader.invalid("key length", key_len as u64, "1..=255"));
+    }
+    if seqno > SEQNO_MAX {
+        return Err(reader.invalid("seqno", seqno.0, "below 2^48"));
     }
     if seqno.0 == 0 || former >= seqno {
         return Err(reader.invalid("former seqno", former.0, "below the seqno, which is not 0"));
@@ -127,7 +135,6 @@ pub fn decode_wal_record(bytes: &[u8]) -> Result<WalRecord<'_>, FormatError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::Former;
 
     #[test]
     fn a_record_reads_back_as_it_was_and_no_cut_of_it_is_taken() {
@@ -140,9 +147,10 @@ mod tests {
             datatype: 1,
             kind: Kind::Expiration,
         };
-        let item = Item::with_former(meta, b"\x00key", b"value", Former { seqno: Seqno(4), live: true });
+        let item = Item::new(meta, b"\x00key", b"value");
+        let former = Former { seqno: Seqno(4), live: true };
         let mut bytes = Vec::new();
-        encode_wal_record(&mut bytes, BucketId(2), VbId(1023), &item);
+        encode_wal_record(&mut bytes, BucketId(2), VbId(1023), &item, former);
         assert_eq!(bytes.len(), wal_record_len(&item));
         let record = decode_wal_record(&bytes).unwrap();
         assert_eq!((record.bucket, record.vb, record.meta), (BucketId(2), VbId(1023), meta));

@@ -15,10 +15,11 @@ use std::rc::Rc;
 use super::merge::{CopyBounds, Merge, Stretch};
 use crate::cache::{Admission, Block};
 use crate::format::key_block::{KeyPart, put_leb128};
+use crate::item::Item;
 use crate::reader::{BlockAt, ReadError, Reading, damaged, finish, start};
 use crate::run::key_part;
 use crate::seqlog::{segment_of, seqlog_block};
-use crate::types::{Item, ItemMeta, Seqno};
+use crate::types::{ItemMeta, Seqno};
 use crate::vbstore::{Parts, ReadView};
 
 /// Documents gathered for one window.
@@ -135,7 +136,7 @@ pub struct ScanCounts {
 struct Candidate {
     key: Vec<u8>,
     seqno: Seqno,
-    item: Option<Rc<Item>>,
+    item: Option<Item>,
 }
 
 /// See the module.
@@ -405,10 +406,10 @@ impl KeyScan {
         }
     }
 
-    fn take_item_key(&mut self, item: &Rc<Item>, out: &mut Vec<u8>, limits: &mut Limits) {
+    fn take_item_key(&mut self, item: &Item, out: &mut Vec<u8>, limits: &mut Limits) {
         let key = &item.key()[self.range.prefix.len()..];
         self.passed(key);
-        if item.meta.kind.is_deleted() || !self.select.as_mut().is_none_or(|select| select(key)) {
+        if item.is_deleted() || !self.select.as_mut().is_none_or(|select| select(key)) {
             return;
         }
         let before = out.len();
@@ -470,7 +471,7 @@ impl KeyScan {
                 let key = &candidate.key[self.range.prefix.len()..];
                 match &candidate.item {
                     Some(item) => {
-                        encode(out, &item.meta, key, item.value());
+                        encode(out, &item.meta(), key, item.value());
                         self.counts.from_memory += 1;
                     }
                     None => {
@@ -540,12 +541,9 @@ impl KeyScan {
                     break;
                 }
                 Some(Stretch::Item(item)) => {
-                    let candidate = Candidate {
-                        key: item.key().to_vec(),
-                        seqno: item.meta.seqno,
-                        item: Some(item.clone()),
-                    };
-                    self.admit(candidate, item.meta.kind.is_deleted());
+                    let candidate =
+                        Candidate { key: item.key().to_vec(), seqno: item.seqno(), item: Some(item.clone()) };
+                    self.admit(candidate, item.is_deleted());
                 }
                 Some(Stretch::Part { block, from, to }) => {
                     let part = key_part(&block);
@@ -579,7 +577,7 @@ impl KeyScan {
             let frozen = || parts.frozen.iter().filter_map(|table| table.get(key));
             *item = self.view.store().resident(key, *seqno);
             if item.is_none() {
-                *item = frozen().find(|item| item.meta.seqno == *seqno).cloned();
+                *item = frozen().find(|item| item.seqno() == *seqno).cloned();
             }
             if item.is_none() {
                 *item = parts.memory.as_ref().and_then(|memory| memory.get(key));

@@ -18,10 +18,10 @@ use super::KeyRange;
 use super::key::ONE_SIDED;
 use crate::cache::Block;
 use crate::env::Env;
+use crate::item::Item;
 use crate::memtable::Memtable;
 use crate::reader::ReadError;
 use crate::run::{Cursor, ReadAhead, Run, key_part};
-use crate::types::Item;
 use crate::vbstore::{MemoryView, Parts};
 
 /// Versions taken from a memtable at once.
@@ -45,7 +45,7 @@ enum Table {
 
 struct TableSource {
     table: Table,
-    batch: VecDeque<Rc<Item>>,
+    batch: VecDeque<Item>,
     /// Where the next batch begins, and whether behind it.
     from: Vec<u8>,
     exclusive: bool,
@@ -69,7 +69,7 @@ pub(super) enum Stretch {
         to: usize,
     },
     /// A version in memory.
-    Item(Rc<Item>),
+    Item(Item),
 }
 
 /// Sources that [`Merge::copy_records`] can merge; a vbucket has at most eight runs.

@@ -13,9 +13,10 @@ use std::rc::Rc;
 
 use crate::cache::Admission;
 use crate::format::index::SeqlogFence;
+use crate::item::Item;
 use crate::reader::{BlockAt, ReadError, Reading, damaged, finish, start};
 use crate::seqlog::{Segment, seqlog_block};
-use crate::types::{Item, ItemMeta, Seqno};
+use crate::types::{ItemMeta, Seqno};
 use crate::vbstore::{Parts, ReadView};
 
 /// Seqlog blocks read ahead.
@@ -25,7 +26,7 @@ const BLOCKS_AHEAD: usize = 16;
 #[derive(Debug, Clone, Copy)]
 pub struct SeqnoRecord<'a> {
     /// All but key and value.
-    pub meta: &'a ItemMeta,
+    pub meta: ItemMeta,
     /// Key with its collection prefix.
     pub key: &'a [u8],
     /// Value.
@@ -36,7 +37,7 @@ pub struct SeqnoRecord<'a> {
 
 impl<'a> From<&'a Item> for SeqnoRecord<'a> {
     fn from(item: &'a Item) -> SeqnoRecord<'a> {
-        SeqnoRecord { meta: &item.meta, key: item.key(), value: item.value(), frame: None }
+        SeqnoRecord { meta: item.meta(), key: item.key(), value: item.value(), frame: None }
     }
 }
 
@@ -138,7 +139,7 @@ impl SeqnoScan {
                     continue;
                 }
                 let shown = SeqnoRecord {
-                    meta: &record.meta,
+                    meta: record.meta,
                     key: record.key,
                     value: record.value,
                     frame: Some(record.frame),
@@ -156,12 +157,12 @@ impl SeqnoScan {
     fn run_tables(&mut self, visit: &mut impl FnMut(SeqnoRecord<'_>) -> bool) -> bool {
         for (index, table) in self.parts.frozen.iter().enumerate() {
             for item in table.range_by_seqno(self.next) {
-                self.next = item.meta.seqno.next();
+                self.next = item.seqno().next();
                 let newer = &self.parts.frozen[index + 1..];
                 if newer.iter().any(|table| table.get(item.key()).is_some()) {
                     continue;
                 }
-                if !visit(SeqnoRecord::from(&**item)) {
+                if !visit(SeqnoRecord::from(item)) {
                     return true;
                 }
             }

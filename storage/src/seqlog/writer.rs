@@ -13,8 +13,8 @@ use crate::format::index::{DeathMark, SeqlogFence, encode_marks, encode_seqlog_f
 use crate::format::manifest_record::{MarksDesc, SegmentDesc};
 use crate::format::seqlog_block::{SeqlogBlockBuilder, seqlog_record_len};
 use crate::io::BLOCK_BYTES;
+use crate::item::Item;
 use crate::run::{join, write_object_block};
-use crate::types::Item;
 
 /// See the module.
 pub struct SegmentWriter {

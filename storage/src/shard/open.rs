@@ -26,13 +26,14 @@ use crate::format::block::{BlockIdentity, BlockType};
 use crate::format::manifest_record::{Record, VbState};
 use crate::format::superblock::Geometry;
 use crate::io::{BLOCK_BYTES, Device};
+use crate::item::Item;
 use crate::manifest::{Manifest, ManifestError, ManifestState, load, read_root};
 use crate::mutant::{Mutant, is_on};
 use crate::reader::ReadError;
 use crate::run::Run;
 use crate::seqlog::{Segment, read_marks, segment_of};
 use crate::sync::{Event, Lock};
-use crate::types::{BucketId, FailoverEntry, Former, Item, Seqno, VbId};
+use crate::types::{BucketId, FailoverEntry, Former, Seqno, VbId};
 use crate::vbstore::{VbStore, Version};
 use crate::wal::{Replay, Wal, WalError, WalShape, WalStart, replay};
 
@@ -226,8 +227,8 @@ pub(super) async fn open(
         };
         if record.meta.seqno > flushed {
             let former = Former { seqno: record.former, live: record.former_live };
-            let item = Item::with_former(record.meta, record.key, record.value, former);
-            records.push((position, OwnedRecord { bucket: record.bucket, vb: record.vb, item }));
+            let item = Item::new(record.meta, record.key, record.value);
+            records.push((position, OwnedRecord { bucket: record.bucket, vb: record.vb, item, former }));
         }
         Ok(())
     })
@@ -279,8 +280,8 @@ pub(super) async fn open(
     }
     for (position, record) in records {
         let Some(store) = vbuckets.get(&(record.bucket, record.vb)) else { continue };
-        let found = record.item.meta.seqno.0;
-        store.replay(record.item, position).map_err(|_| WalError::Record {
+        let found = record.item.seqno().0;
+        store.replay(record.item, record.former, position).map_err(|_| WalError::Record {
             device: wal.name().to_owned(),
             position,
             source: invalid("seqno", found, "right behind the one before it in its vbucket"),
@@ -312,7 +313,8 @@ pub(super) async fn open(
 struct OwnedRecord {
     bucket: BucketId,
     vb: VbId,
-    item: Rc<Item>,
+    item: Item,
+    former: Former,
 }
 
 fn invalid(field: &'static str, found: u64, rule: &'static str) -> FormatError {

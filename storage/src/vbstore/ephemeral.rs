@@ -18,9 +18,10 @@ use std::ops::Bound;
 use std::rc::{Rc, Weak};
 
 use super::VbStore;
+use crate::item::Item;
 use crate::keyindex::KeyIndex;
 use crate::mutant::{Mutant, is_on};
-use crate::types::{Item, Seqno};
+use crate::types::Seqno;
 
 /// Versions that one slice of building, purging or reclaiming looks at.
 const SLICE: usize = 256;
@@ -52,7 +53,7 @@ impl Drop for KeyReader {
 /// A version that a newer one replaced.
 #[derive(Debug)]
 struct Older {
-    item: Rc<Item>,
+    item: Item,
     superseded: Seqno,
 }
 
@@ -90,7 +91,7 @@ pub struct EphemeralStats {
 /// See the module.
 #[derive(Default)]
 pub(super) struct Ephemeral {
-    by_seqno: BTreeMap<Seqno, Rc<Item>>,
+    by_seqno: BTreeMap<Seqno, Item>,
     index: Index,
     index_used_ns: u64,
     readers: Vec<Weak<KeyReader>>,
@@ -102,24 +103,24 @@ pub(super) struct Ephemeral {
 
 impl Ephemeral {
     /// Takes in a version, and the one that it replaces. Returns the bytes by which what is set aside has grown.
-    pub(super) fn take(&mut self, item: &Rc<Item>, old: Option<Rc<Item>>) -> usize {
-        self.by_seqno.insert(item.meta.seqno, item.clone());
+    pub(super) fn take(&mut self, item: &Item, old: Option<Item>) -> usize {
+        self.by_seqno.insert(item.seqno(), item.clone());
         if let Index::Building(_, index) | Index::Complete(index) = &mut self.index {
             index.put(item.clone());
         }
         let Some(old) = old else { return 0 };
-        self.by_seqno.remove(&old.meta.seqno);
-        self.set_aside(old, item.meta.seqno)
+        self.by_seqno.remove(&old.seqno());
+        self.set_aside(old, item.seqno())
     }
 
-    fn set_aside(&mut self, item: Rc<Item>, superseded: Seqno) -> usize {
-        let (key, born) = (item.key(), item.meta.seqno);
+    fn set_aside(&mut self, item: Item, superseded: Seqno) -> usize {
+        let (key, born) = (item.key(), item.seqno());
         self.readers.retain(|reader| reader.strong_count() > 0);
         let is_seen = |reader: &Weak<KeyReader>| {
             reader.upgrade().is_some_and(|reader| reader.sees(key, born, superseded))
         };
         // A tombstone shows nothing, and neither does its absence.
-        let is_deleted = item.meta.kind.is_deleted();
+        let is_deleted = item.is_deleted();
         if is_deleted || is_on(Mutant::ForgetReaders) || !self.readers.iter().any(is_seen) {
             return 0;
         }
@@ -141,7 +142,7 @@ impl Ephemeral {
         let (mut emptied, mut freed, mut looked, mut last) = (Vec::new(), 0, 0, None);
         for (key, versions) in self.older.range_mut::<[u8], _>((start, end)) {
             versions.retain(|Older { item, superseded }| {
-                let seen = readers.iter().any(|reader| reader.sees(key, item.meta.seqno, *superseded));
+                let seen = readers.iter().any(|reader| reader.sees(key, item.seqno(), *superseded));
                 if !seen {
                     let bytes = item.resident_bytes();
                     self.stats.stale -= 1;
@@ -167,10 +168,10 @@ impl Ephemeral {
     }
 
     /// The version of a key that is visible at `end`, given its newest one.
-    fn visible<'a>(&'a self, key: &[u8], newest: Option<&'a Rc<Item>>, end: Seqno) -> Option<&'a Rc<Item>> {
-        newest.filter(|item| item.meta.seqno <= end).or_else(|| {
+    fn visible<'a>(&'a self, key: &[u8], newest: Option<&'a Item>, end: Seqno) -> Option<&'a Item> {
+        newest.filter(|item| item.seqno() <= end).or_else(|| {
             let mut versions = self.older.get(key)?.iter();
-            let found = versions.find(|older| older.item.meta.seqno <= end && end < older.superseded);
+            let found = versions.find(|older| older.item.seqno() <= end && end < older.superseded);
             found.map(|older| &older.item)
         })
     }
@@ -198,12 +199,12 @@ impl Ephemeral {
     }
 
     /// The newest version with exactly this seqno.
-    pub(super) fn at(&self, seqno: Seqno) -> Option<&Rc<Item>> {
+    pub(super) fn at(&self, seqno: Seqno) -> Option<&Item> {
         self.by_seqno.get(&seqno)
     }
 
     /// The newest versions from `from` on.
-    pub(super) fn newest_from(&self, from: Seqno) -> impl Iterator<Item = &Rc<Item>> {
+    pub(super) fn newest_from(&self, from: Seqno) -> impl Iterator<Item = &Item> {
         self.by_seqno.range(from..).map(|(_, item)| item)
     }
 
@@ -242,7 +243,7 @@ impl MemoryView {
         from: &[u8],
         exclusive: bool,
         keys: usize,
-        out: &mut VecDeque<Rc<Item>>,
+        out: &mut VecDeque<Item>,
     ) -> Option<Vec<u8>> {
         let state = self.store.state.borrow();
         let ephemeral = state.ephemeral.as_ref()?;
@@ -277,16 +278,16 @@ impl MemoryView {
         let state = self.store.state.borrow();
         let Some(ephemeral) = &state.ephemeral else { return false };
         let set_aside = || ephemeral.older.values().flatten().map(|older| &older.item);
-        let item = ephemeral.at(seqno).or_else(|| set_aside().find(|item| item.meta.seqno == seqno));
+        let item = ephemeral.at(seqno).or_else(|| set_aside().find(|item| item.seqno() == seqno));
         item.is_some_and(|item| {
             let shown = ephemeral.visible(item.key(), state.table.get(item.key()), self.end);
-            shown.is_some_and(|shown| shown.meta.seqno == seqno && !shown.meta.kind.is_deleted())
+            shown.is_some_and(|shown| shown.seqno() == seqno && !shown.is_deleted())
         })
     }
 
     /// The visible version of `key`.
     #[must_use]
-    pub fn get(&self, key: &[u8]) -> Option<Rc<Item>> {
+    pub fn get(&self, key: &[u8]) -> Option<Item> {
         let state = self.store.state.borrow();
         state.ephemeral.as_ref()?.visible(key, state.table.get(key), self.end).cloned()
     }
@@ -365,7 +366,7 @@ impl VbStore {
     /// The next newest versions from `from` on, in seqno order, at most `count`: for whoever expires, deletes or counts the oldest first. Empty for
     /// a vbucket that is on disk.
     #[must_use]
-    pub fn oldest(&self, from: Seqno, count: usize) -> Vec<Rc<Item>> {
+    pub fn oldest(&self, from: Seqno, count: usize) -> Vec<Item> {
         let state = self.state.borrow();
         let ephemeral = state.ephemeral.as_ref();
         ephemeral
@@ -378,11 +379,10 @@ impl VbStore {
     pub fn purge_tombstones(&self, before: u32) -> bool {
         let state = &mut *self.state.borrow_mut();
         let Some(ephemeral) = &mut state.ephemeral else { return false };
-        let looked: Vec<Rc<Item>> =
-            ephemeral.newest_from(ephemeral.purge_from).take(SLICE).cloned().collect();
+        let looked: Vec<Item> = ephemeral.newest_from(ephemeral.purge_from).take(SLICE).cloned().collect();
         let mut freed = 0;
         for item in &looked {
-            let meta = &item.meta;
+            let meta = &item.meta();
             ephemeral.purge_from = meta.seqno.next();
             if !meta.kind.is_deleted() || meta.expiry >= before || meta.seqno == state.high {
                 continue;

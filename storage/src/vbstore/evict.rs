@@ -21,12 +21,12 @@ impl VbStore {
                 let flushed = state.version.flushed;
                 let mut going = Vec::new();
                 slot = state.table.visit_slots(from, SLOTS_MAX, |item| {
-                    if item.meta.seqno <= flushed {
+                    if item.seqno() <= flushed {
                         going.push(item.clone());
                     }
                 });
                 for item in going {
-                    let evicted = state.table.evict(item.key(), item.meta.seqno);
+                    let evicted = state.table.evict(item.key(), item.seqno());
                     self.memory.add_resident(-evicted.map_or(0, |item| item.resident_bytes() as i64));
                 }
             }

@@ -71,7 +71,7 @@ impl ExpiryScan {
                 let mut found = Vec::new();
                 let state = self.store.state.borrow();
                 let next = state.table.visit_slots(*slot, SLICE_RECORDS, |item| {
-                    let meta = &item.meta;
+                    let meta = &item.meta();
                     if !meta.kind.is_deleted() && meta.expiry != 0 && meta.expiry < before {
                         found.push(item.key().into());
                     }

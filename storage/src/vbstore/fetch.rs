@@ -10,11 +10,12 @@ use std::rc::Rc;
 
 use super::{Found, Lookup, VbStore, Version};
 use crate::cache::Admission;
+use crate::item::Item;
 use crate::reader::{ReadError, read};
 use crate::run::filter_hash;
 use crate::seqlog::{segment_of, seqlog_block};
 use crate::sync::Event;
-use crate::types::{Item, Seqno};
+use crate::types::Seqno;
 
 /// What runs when a key's newest version is known.
 pub type Continuation = Box<dyn FnOnce(&VbStore, Result<Found, ReadError>)>;
@@ -102,11 +103,7 @@ impl Version {
     }
 
     /// The record with this seqno.
-    pub(super) async fn document(
-        &self,
-        store: &VbStore,
-        seqno: Seqno,
-    ) -> Result<Option<Rc<Item>>, ReadError> {
+    pub(super) async fn document(&self, store: &VbStore, seqno: Seqno) -> Result<Option<Item>, ReadError> {
         let Some(segment) = segment_of(&self.segments, seqno) else { return Ok(None) };
         let Some(fence) = segment.fence_of(seqno) else { return Ok(None) };
         let (space, at) = (store.core.space(), segment.block_at(fence));

@@ -187,8 +187,8 @@ impl VbStore {
         }
         self.memory.add_memtable(-(table.bytes() as i64));
         for item in table.iter() {
-            if item.meta.kind.is_deleted() || !self.memory.has_resident_room(0) {
-                let evicted = state.table.evict(item.key(), item.meta.seqno);
+            if item.is_deleted() || !self.memory.has_resident_room(0) {
+                let evicted = state.table.evict(item.key(), item.seqno());
                 self.memory.add_resident(-evicted.map_or(0, |item| item.resident_bytes() as i64));
             }
         }

@@ -36,12 +36,13 @@ pub use write::{NewVersion, WriteError};
 use crate::format::block::{BlockIdentity, BlockType};
 use crate::format::manifest_record::{VbCounts, VbState};
 use crate::hashtable::HashTable;
+use crate::item::Item;
 use crate::memtable::Memtable;
 use crate::reader::ReadError;
 use crate::run::{Run, filter_hash};
 use crate::shard::{BucketMemory, ShardCore};
 use crate::sync::Event;
-use crate::types::{BucketId, Cas, FailoverEntry, Item, Seqno, VbId, VbUuid};
+use crate::types::{BucketId, Cas, FailoverEntry, Seqno, VbId, VbUuid};
 
 /// Most key runs of a vbucket; a flush that would add one more merges them first.
 pub const RUNS_MAX: usize = 8;
@@ -56,7 +57,7 @@ pub const FROZEN_MAX: usize = 4;
 #[derive(Debug, Clone)]
 pub enum Found {
     /// Its newest version; may be a deletion.
-    Version(Rc<Item>),
+    Version(Item),
     /// It has never been written, or its deletion was purged.
     Absent,
 }
@@ -64,9 +65,9 @@ pub enum Found {
 impl Found {
     /// The version if the key has a value.
     #[must_use]
-    pub fn live(&self) -> Option<&Rc<Item>> {
+    pub fn live(&self) -> Option<&Item> {
         match self {
-            Found::Version(item) if !item.meta.kind.is_deleted() => Some(item),
+            Found::Version(item) if !item.is_deleted() => Some(item),
             _ => None,
         }
     }
@@ -299,8 +300,8 @@ impl VbStore {
 
     /// The resident version of a key if it has exactly this seqno: what a scan may use instead of the disk.
     #[must_use]
-    pub fn resident(&self, key: &[u8], seqno: Seqno) -> Option<Rc<Item>> {
-        self.state.borrow().table.get(key).filter(|item| item.meta.seqno == seqno).cloned()
+    pub fn resident(&self, key: &[u8], seqno: Seqno) -> Option<Item> {
+        self.state.borrow().table.get(key).filter(|item| item.seqno() == seqno).cloned()
     }
 
     /// Waits on the clock of the vbucket's host.

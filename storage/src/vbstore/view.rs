@@ -230,10 +230,10 @@ impl ReadView {
             return Ok(memory.contains(seqno));
         }
         for (index, table) in parts.frozen.iter().enumerate() {
-            if let Some(item) = table.range_by_seqno(seqno).next().filter(|item| item.meta.seqno == seqno) {
+            if let Some(item) = table.range_by_seqno(seqno).next().filter(|item| item.seqno() == seqno) {
                 let newer = &parts.frozen[index + 1..];
                 let superseded = newer.iter().any(|table| table.get(item.key()).is_some());
-                return Ok(!superseded && !item.meta.kind.is_deleted());
+                return Ok(!superseded && !item.is_deleted());
             }
         }
         let Some(segment) = segment_of(&parts.version.segments, seqno) else { return Ok(false) };
@@ -242,6 +242,6 @@ impl ReadView {
         }
         let Some(item) = parts.version.document(&self.cell.store, seqno).await? else { return Ok(false) };
         let superseded = parts.frozen.iter().any(|table| table.get(item.key()).is_some());
-        Ok(!superseded && !item.meta.kind.is_deleted())
+        Ok(!superseded && !item.is_deleted())
     }
 }

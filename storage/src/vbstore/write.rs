@@ -6,8 +6,9 @@ use std::rc::Rc;
 
 use super::{Found, VbStore};
 use crate::format::wal_record::WAL_RECORD_BYTES;
+use crate::item::Item;
 use crate::shard::BucketMemory;
-use crate::types::{Cas, Former, Item, ItemMeta, Kind, Seqno};
+use crate::types::{Cas, Former, ItemMeta, Kind, Seqno};
 
 /// A version to be stored.
 #[derive(Debug, Clone, Copy)]
@@ -74,7 +75,7 @@ impl VbStore {
     ///
     /// # Errors
     /// `Busy`, `NoRoom`: temporary. `TooLong`, `Gone`, `Failed`.
-    pub fn write(&self, found: &Found, new: NewVersion<'_>) -> Result<Rc<Item>, WriteError> {
+    pub fn write(&self, found: &Found, new: NewVersion<'_>) -> Result<Item, WriteError> {
         let wal = self.core.wal();
         let record_bytes = WAL_RECORD_BYTES + new.key.len() + new.value.len();
         let shard = self.core.shard().0;
@@ -102,11 +103,11 @@ impl VbStore {
         }
         let state = &mut *self.state.borrow_mut();
         let former = match found {
-            Found::Version(item) => Former { seqno: item.meta.seqno, live: !item.meta.kind.is_deleted() },
+            Found::Version(item) => Former { seqno: item.seqno(), live: !item.is_deleted() },
             Found::Absent => Former::default(),
         };
         let revid = match found {
-            Found::Version(item) => item.meta.revid + 1,
+            Found::Version(item) => item.revid() + 1,
             Found::Absent => 1,
         };
         let meta = ItemMeta {
@@ -118,14 +119,14 @@ impl VbStore {
             datatype: new.datatype,
             kind: new.kind,
         };
-        let item = Item::with_former(meta, new.key, new.value, former);
+        let item = Item::new(meta, new.key, new.value);
         if is_ephemeral {
-            state.take_in_memory(&self.memory, &item);
+            state.take_in_memory(&self.memory, &item, former);
             self.persisted.set(state.high);
             return Ok(item);
         }
-        let position = wal.append(self.bucket, self.vb, &item);
-        state.take(&self.memory, item.clone(), position);
+        let position = wal.append(self.bucket, self.vb, &item, former);
+        state.take(&self.memory, item.clone(), former, position);
         if !self.dirty.replace(true) {
             self.core.add_dirty(self.weak.clone());
         }
@@ -134,15 +135,15 @@ impl VbStore {
     }
 
     /// Takes a record of the log in at recovery; one that is flushed already is left out.
-    pub(crate) fn replay(&self, item: Rc<Item>, position: u64) -> Result<(), Seqno> {
+    pub(crate) fn replay(&self, item: Item, former: Former, position: u64) -> Result<(), Seqno> {
         let state = &mut *self.state.borrow_mut();
-        if item.meta.seqno <= state.counts.flushed_seqno {
+        if item.seqno() <= state.counts.flushed_seqno {
             return Ok(());
         }
-        if item.meta.seqno != state.high.next() {
+        if item.seqno() != state.high.next() {
             return Err(state.high.next());
         }
-        state.take(&self.memory, item, position);
+        state.take(&self.memory, item, former, position);
         self.persisted.set(state.high);
         Ok(())
     }
@@ -155,18 +156,18 @@ impl VbStore {
 }
 
 impl super::State {
-    fn take(&mut self, memory: &BucketMemory, item: Rc<Item>, position: u64) {
-        self.count(&item);
+    fn take(&mut self, memory: &BucketMemory, item: Item, former: Former, position: u64) {
+        self.count(&item, former);
         let before = self.active.bytes();
-        self.active.insert(item.clone(), position);
+        self.active.insert(item.clone(), former.seqno, position);
         memory.add_memtable(self.active.bytes() as i64 - before as i64);
         let added = item.resident_bytes() as i64;
         let replaced = self.table.insert(item).map_or(0, |old| old.resident_bytes() as i64);
         memory.add_resident(added - replaced);
     }
 
-    fn take_in_memory(&mut self, memory: &BucketMemory, item: &Rc<Item>) {
-        self.count(item);
+    fn take_in_memory(&mut self, memory: &BucketMemory, item: &Item, former: Former) {
+        self.count(item, former);
         let added = item.resident_bytes() as i64;
         let old = self.table.insert(item.clone());
         let replaced = old.as_ref().map_or(0, |old| old.resident_bytes() as i64);
@@ -174,16 +175,16 @@ impl super::State {
         memory.add_resident(added - replaced + kept as i64);
     }
 
-    fn count(&mut self, item: &Item) {
-        let meta = &item.meta;
+    fn count(&mut self, item: &Item, former: Former) {
+        let meta = &item.meta();
         self.high = meta.seqno;
         let counts = &mut self.counts;
         counts.max_cas = counts.max_cas.max(meta.cas);
         counts.snapshot_start = meta.seqno;
         counts.snapshot_end = meta.seqno;
         counts.max_visible = meta.seqno;
-        let was_tombstone = item.former.seqno != Seqno(0) && !item.former.live;
-        counts.items = counts.items + u64::from(!meta.kind.is_deleted()) - u64::from(item.former.live);
+        let was_tombstone = former.seqno != Seqno(0) && !former.live;
+        counts.items = counts.items + u64::from(!meta.kind.is_deleted()) - u64::from(former.live);
         counts.tombstones = counts.tombstones + u64::from(meta.kind.is_deleted()) - u64::from(was_tombstone);
     }
 }

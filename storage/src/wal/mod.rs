@@ -29,7 +29,8 @@ use crate::format::batch::{BATCH_HEADER_BYTES, BatchHeader, Log, NO_RECORD, batc
 use crate::format::superblock::Geometry;
 use crate::format::wal_record::encode_wal_record;
 use crate::io::{BLOCK_BYTES, Device};
-use crate::types::{BucketId, Item, VbId};
+use crate::item::Item;
+use crate::types::{BucketId, Former, VbId};
 
 /// Longest batch in bytes, header included.
 pub const BATCH_BYTES_MAX: usize = 1 << 20;
@@ -180,11 +181,11 @@ impl Wal {
         }
     }
 
-    /// Appends a record to the next commit and returns a position at or below which it will begin.
-    pub fn append(&self, bucket: BucketId, vb: VbId, item: &Item) -> u64 {
+    /// Appends the record of `item`, which replaces `former`, to the next commit and returns a position at or below which it will begin.
+    pub fn append(&self, bucket: BucketId, vb: VbId, item: &Item, former: Former) -> u64 {
         let pending = &mut *self.pending.borrow_mut();
         pending.starts.push(pending.bytes.len() as u32);
-        encode_wal_record(&mut pending.bytes, bucket, vb, item);
+        encode_wal_record(&mut pending.bytes, bucket, vb, item, former);
         self.head.get()
     }
 
@@ -332,7 +333,7 @@ mod tests {
 
     const SHAPE: WalShape = WalShape { blocks: 64, segment_blocks: 16 };
 
-    fn item(seqno: u64, len: usize) -> Rc<Item> {
+    fn item(seqno: u64, len: usize) -> Item {
         let meta = ItemMeta {
             seqno: Seqno(seqno),
             cas: Cas(seqno),
@@ -385,6 +386,7 @@ mod tests {
                         BucketId(1),
                         VbId(0),
                         &item(seqno, (seqno as usize * 977 + n * 4000) % 16_000),
+                        Former::default(),
                     );
                 }
                 wal.commit().await.unwrap();
@@ -407,9 +409,9 @@ mod tests {
             let device = device(&sim, &disk);
             sim.block_on(async {
                 let wal = Wal::open(device.clone(), 5, SHAPE, start(0));
-                wal.append(BucketId(1), VbId(0), &item(1, 10));
+                wal.append(BucketId(1), VbId(0), &item(1, 10), Former::default());
                 wal.commit().await.unwrap();
-                wal.append(BucketId(1), VbId(0), &item(2, 9000));
+                wal.append(BucketId(1), VbId(0), &item(2, 9000), Former::default());
                 wal.commit().await.unwrap();
             });
             let mut image = disk.image("wal");
@@ -429,7 +431,7 @@ mod tests {
         sim.block_on(async {
             let wal = Wal::open(device.clone(), 5, SHAPE, start(0));
             for seqno in 1..=3 {
-                wal.append(BucketId(1), VbId(0), &item(seqno, 10));
+                wal.append(BucketId(1), VbId(0), &item(seqno, 10), Former::default());
                 wal.commit().await.unwrap();
             }
         });
@@ -454,7 +456,7 @@ mod tests {
                     break;
                 }
                 seqno += 1;
-                wal.append(BucketId(1), VbId(0), &item);
+                wal.append(BucketId(1), VbId(0), &item, Former::default());
                 wal.commit().await.unwrap();
             }
             assert!(wal.fullness() > 0.8 && wal.fullness() <= 0.95, "{}", wal.fullness());

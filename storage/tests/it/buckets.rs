@@ -23,7 +23,7 @@ fn described(id: BucketId) -> BucketDesc {
 async fn write(store: &VbStore, key: &[u8], value: &[u8]) -> Result<Seqno, WriteError> {
     let found = store.get(key).await.unwrap();
     let new = NewVersion { key, value, flags: 0, expiry: 0, datatype: 0, kind: Kind::Mutation };
-    store.write(&found, new).map(|item| item.meta.seqno)
+    store.write(&found, new).map(|item| item.seqno())
 }
 
 /// Ten documents in every vbucket of `bucket`, all durable.

@@ -62,8 +62,8 @@ pub(crate) async fn read_all(
         for (key, (seqno, value)) in known.at(store.high_seqno()) {
             match store.get(&key).await {
                 Ok(Found::Version(item)) => {
-                    let found = (!item.meta.kind.is_deleted()).then(|| item.value().to_vec());
-                    assert_eq!((item.meta.seqno.0, found), (seqno, value), "wrong answer for {key:?}");
+                    let found = (!item.is_deleted()).then(|| item.value().to_vec());
+                    assert_eq!((item.seqno().0, found), (seqno, value), "wrong answer for {key:?}");
                 }
                 Ok(Found::Absent) => panic!("{key:?} is gone"),
                 Err(error) => failure = Some(error.to_string()),

@@ -36,9 +36,7 @@ async fn get(store: &Rc<VbStore>, model: &Model, key: &[u8], met: &mut Met) -> O
     let known = model.borrow();
     let known = known[store.id().0 as usize].at(store.high_seqno()).remove(key);
     let shown = match &found {
-        Found::Version(item) => {
-            Some((item.meta.seqno.0, (!item.meta.kind.is_deleted()).then(|| item.value().to_vec())))
-        }
+        Found::Version(item) => Some((item.seqno().0, (!item.is_deleted()).then(|| item.value().to_vec()))),
         Found::Absent => None,
     };
     assert_eq!(shown, known, "vb {}: wrong answer for {key:?}", store.id());
@@ -54,8 +52,8 @@ async fn write(store: &Rc<VbStore>, model: &Model, key: &[u8], value: Option<&[u
         return;
     };
     let vb = &mut model.borrow_mut()[store.id().0 as usize];
-    vb.writes.push(Written { key: key.to_vec(), value: value.map(<[u8]>::to_vec), cas: item.meta.cas });
-    assert_eq!(item.meta.seqno.0, vb.writes.len() as u64);
+    vb.writes.push(Written { key: key.to_vec(), value: value.map(<[u8]>::to_vec), cas: item.cas() });
+    assert_eq!(item.seqno().0, vb.writes.len() as u64);
 }
 
 /// Scans a view in both orders. What comes before an error is a beginning of what the model says, without an error it is all of it.

@@ -106,10 +106,10 @@ pub(crate) async fn put(
     let new = NewVersion { key, value: value.unwrap_or_default(), flags: 5, expiry: 0, datatype: 0, kind };
     let item = store.write(&found, new)?;
     let vb = &mut model.borrow_mut()[store.id().0 as usize];
-    let written = Written { key: key.to_vec(), value: value.map(<[u8]>::to_vec), cas: item.meta.cas };
+    let written = Written { key: key.to_vec(), value: value.map(<[u8]>::to_vec), cas: item.cas() };
     vb.writes.push(written);
-    assert_eq!(item.meta.seqno.0, vb.writes.len() as u64, "seqnos rise by one a write");
-    Ok(item.meta.seqno)
+    assert_eq!(item.seqno().0, vb.writes.len() as u64, "seqnos rise by one a write");
+    Ok(item.seqno())
 }
 
 pub(crate) fn document(
@@ -242,8 +242,8 @@ pub(crate) async fn check_recovered(store: &Rc<VbStore>, model: &mut VbModel, re
         let Found::Version(item) = store.get(&key).await.expect("no read fault is injected") else {
             panic!("vb {vb}: key {key:?} with seqno {seqno} is gone");
         };
-        assert_eq!(item.meta.seqno.0, seqno, "vb {vb}: version of {key:?}");
-        let found = (!item.meta.kind.is_deleted()).then(|| item.value().to_vec());
+        assert_eq!(item.seqno().0, seqno, "vb {vb}: version of {key:?}");
+        let found = (!item.is_deleted()).then(|| item.value().to_vec());
         assert_eq!(found, value, "vb {vb}: value of {key:?}");
     }
 }

@@ -6,10 +6,9 @@
 //!
 //! Does not know: failures, when the answer is due.
 
-use std::rc::Rc;
 
 use ringbase_storage::env::Env;
-use ringbase_storage::types::Item;
+use ringbase_storage::item::Item;
 use ringbase_storage::vbstore::VbStore;
 
 use super::operation::Operation;
@@ -23,7 +22,7 @@ pub(super) struct Answer {
     /// What was done.
     pub(super) operation: Operation,
     /// The version read or written.
-    pub(super) item: Rc<Item>,
+    pub(super) item: Item,
     /// What else there is to say.
     pub(super) detail: Detail,
 }
@@ -55,7 +54,7 @@ impl Answer {
         if responder.opcode().is_quiet_on_success() {
             return;
         }
-        let meta = &self.item.meta;
+        let meta = &self.item.meta();
         let response = responder.success(env);
         match self.operation {
             Operation::Get | Operation::GetWithKey | Operation::GetAndTouch => {
@@ -93,7 +92,7 @@ impl Answer {
             Detail::Meta { deleted, with_datatype } => (deleted, with_datatype),
             Detail::None | Detail::Number(_) => (false, false),
         };
-        let meta = &self.item.meta;
+        let meta = &self.item.meta();
         let mut extras = [0; 21];
         extras[..4].copy_from_slice(&u32::from(deleted).to_be_bytes());
         extras[4..8].copy_from_slice(&meta.flags.to_be_bytes());

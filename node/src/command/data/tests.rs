@@ -215,10 +215,10 @@ fn an_expired_document_is_absent_to_reads_and_becomes_a_tombstone_when_a_change_
         assert_eq!(rig.status(request), expected, "{what}");
         let store = rig.engine.buckets()[0].vbucket(VB).unwrap().clone();
         let Found::Version(item) = rig.sim.block_on(store.get(b"\0key")).unwrap() else { panic!("{what}") };
-        assert_eq!(item.meta.kind, kind, "{what}");
+        assert_eq!(item.kind(), kind, "{what}");
         if kind == Kind::Expiration {
-            assert_eq!((item.value(), item.meta.flags, item.meta.expiry), (&b""[..], 0, rig.now()));
-            assert_eq!((item.meta.revid, store.items()), (2, 0), "{what}");
+            assert_eq!((item.value(), item.flags(), item.expiry()), (&b""[..], 0, rig.now()));
+            assert_eq!((item.revid(), store.items()), (2, 0), "{what}");
         }
     }
 }

@@ -124,8 +124,7 @@ pub(super) fn commit_timeout(request: &Request<'_>, store: &VbStore, answer: &An
         DurabilityLevel::Majority => None,
         DurabilityLevel::MajorityAndPersistOnMaster | DurabilityLevel::PersistToMajority => {
             let timeout = durability.timeout_ms.map(|ms| Duration::from_millis(u64::from(ms)));
-            (store.persisted_seqno() < answer.item.meta.seqno)
-                .then_some(timeout.unwrap_or(DURABILITY_TIMEOUT))
+            (store.persisted_seqno() < answer.item.seqno()).then_some(timeout.unwrap_or(DURABILITY_TIMEOUT))
         }
     }
 }
@@ -141,7 +140,7 @@ pub(super) fn for_commit(
 ) {
     let (store, host, under_way) = (store.clone(), bucket.env.clone(), bucket.under_way());
     bucket.env.spawn("durable write", async move {
-        let persisted = store.wait_persisted(answer.item.meta.seqno);
+        let persisted = store.wait_persisted(answer.item.seqno());
         let in_time = future::or(persisted, async {
             host.spawn.sleep(timeout).await;
             false

@@ -243,8 +243,8 @@ impl Writer {
                 Ok(item) => {
                     let value = (kind == Kind::Mutation).then(|| value.to_vec());
                     self.writes.borrow_mut().push((key.to_vec(), value));
-                    assert_eq!(item.meta.seqno.0, self.writes.borrow().len() as u64);
-                    return item.meta.seqno;
+                    assert_eq!(item.seqno().0, self.writes.borrow().len() as u64);
+                    return item.seqno();
                 }
                 Err(WriteError::Busy { .. }) => self.store.sleep(Duration::from_millis(1)).await,
                 Err(error) => panic!("{error}"),

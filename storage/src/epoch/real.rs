@@ -1,0 +1,49 @@
+//! The face of [`crate::epoch`] over crossbeam-epoch.
+//!
+//! Does not know: what is freed.
+
+use std::cell::Cell;
+
+use super::RETIRED_BYTES_MAX;
+
+thread_local! {
+    static RETIRED_BYTES: Cell<usize> = const { Cell::new(0) };
+}
+
+/// Rounds that free all that is retired, if nobody is pinned: the epoch must move on twice.
+const COLLECT_ROUNDS: usize = 3;
+
+/// While it lives, nothing that was reachable when it began is freed. It stays on its thread.
+#[derive(Debug)]
+pub struct Pin(crossbeam_epoch::Guard);
+
+/// Pins this thread. A pin within a pin is cheap.
+#[must_use]
+#[inline]
+pub fn pin() -> Pin {
+    Pin(crossbeam_epoch::pin())
+}
+
+/// Hands over what this thread has retired, and frees what may be freed now.
+pub fn collect() {
+    RETIRED_BYTES.set(0);
+    for _ in 0..COLLECT_ROUNDS {
+        crossbeam_epoch::pin().flush();
+    }
+}
+
+impl Pin {
+    /// Drops `garbage`, which takes about `bytes` of memory, when every pin that is live now is gone. New pins cannot reach it any more: that is for the
+    /// caller to see to.
+    #[inline]
+    pub fn retire<T: Send + 'static>(&self, garbage: T, bytes: usize) {
+        self.0.defer(move || drop(garbage));
+        let retired = RETIRED_BYTES.get() + bytes;
+        if retired < RETIRED_BYTES_MAX {
+            RETIRED_BYTES.set(retired);
+        } else {
+            RETIRED_BYTES.set(0);
+            self.0.flush();
+        }
+    }
+}

@@ -37,6 +37,9 @@ pub const RETIRED_BYTES_MAX: usize = 256 << 10;
 pub(crate) struct Node<T> {
     #[cfg(any(loom, shuttle))]
     is_freed: std::sync::atomic::AtomicBool,
+    /// Stands for the value: loom sees a reader that does not come after the writer.
+    #[cfg(loom)]
+    contents: loom::cell::UnsafeCell<()>,
     value: std::mem::ManuallyDrop<T>,
 }
 
@@ -46,6 +49,8 @@ impl<T: Send + Sync + 'static> Node<T> {
         Box::into_raw(Box::new(Node {
             #[cfg(any(loom, shuttle))]
             is_freed: std::sync::atomic::AtomicBool::new(false),
+            #[cfg(loom)]
+            contents: loom::cell::UnsafeCell::new(()),
             value: std::mem::ManuallyDrop::new(value),
         }))
     }
@@ -60,6 +65,8 @@ impl<T: Send + Sync + 'static> Node<T> {
         let node = unsafe { &*node };
         #[cfg(any(loom, shuttle))]
         assert!(!node.is_freed.load(std::sync::atomic::Ordering::SeqCst), "touched after it was freed");
+        #[cfg(loom)]
+        node.contents.with(|_| ());
         &node.value
     }
 

@@ -68,6 +68,9 @@ struct Head {
     place: u64,
     #[cfg(any(loom, shuttle))]
     is_freed: std::sync::atomic::AtomicBool,
+    /// Stands for all that is written once: loom sees a reader that does not come after the writer.
+    #[cfg(loom)]
+    contents: loom::cell::UnsafeCell<()>,
 }
 
 #[cfg(not(any(loom, shuttle)))]
@@ -163,7 +166,11 @@ impl Item {
             place,
             #[cfg(any(loom, shuttle))]
             is_freed: std::sync::atomic::AtomicBool::new(false),
+            #[cfg(loom)]
+            contents: loom::cell::UnsafeCell::new(()),
         };
+        #[cfg(loom)]
+        filled.contents.with_mut(|_| ());
         // SAFETY: the allocation is ours, aligned for a head, and has room for one.
         unsafe { head.write(filled) };
         let flags = meta.flags.to_ne_bytes();
@@ -193,6 +200,8 @@ impl Item {
         let head = unsafe { self.0.as_ref() };
         #[cfg(any(loom, shuttle))]
         assert!(!head.is_freed.load(Ordering::SeqCst), "touched after it was freed");
+        #[cfg(loom)]
+        head.contents.with(|_| ());
         head
     }
 
@@ -355,22 +364,32 @@ impl Item {
         // SAFETY: the caller guarantees that `raw` was made from a handle, so it is not null.
         Item(unsafe { NonNull::new_unchecked(raw as *mut Head) })
     }
-
-    /// A look at the item at `raw` without a count of its own.
-    ///
-    /// # Safety
-    /// `raw` comes from [`Item::into_raw`], and until `'g` ends its count is not given up: a pin behind `'g` delays that, or the caller owns it.
-    pub(crate) unsafe fn borrow_raw<'g>(raw: usize) -> ItemRef<'g> {
-        // SAFETY: the caller guarantees where it comes from; the handle made here is never dropped.
-        let item = unsafe { Item::from_raw(raw) };
-        ItemRef { item: ManuallyDrop::new(item), lives: PhantomData }
-    }
 }
 
 /// A look at an item that somebody else keeps alive; [`Clone::clone`] on what it shows takes a count.
 pub struct ItemRef<'g> {
     item: ManuallyDrop<Item>,
     lives: PhantomData<&'g Item>,
+}
+
+impl<'g> ItemRef<'g> {
+    /// A look at `item`, whose handle lives.
+    #[must_use]
+    #[inline]
+    pub fn of(item: &'g Item) -> ItemRef<'g> {
+        ItemRef { item: ManuallyDrop::new(Item(item.0)), lives: PhantomData }
+    }
+
+    /// A look at the item at `raw` without a count of its own.
+    ///
+    /// # Safety
+    /// `raw` comes from [`Item::into_raw`], and until `'g` ends its count is not given up: a pin behind `'g` delays that, or the caller owns it.
+    #[inline]
+    pub(crate) unsafe fn of_raw(raw: usize) -> ItemRef<'g> {
+        // SAFETY: the caller guarantees where it comes from; the handle made here is never dropped.
+        let item = unsafe { Item::from_raw(raw) };
+        ItemRef { item: ManuallyDrop::new(item), lives: PhantomData }
+    }
 }
 
 impl Deref for ItemRef<'_> {

@@ -1,16 +1,19 @@
-//! The memtable: the latest version of each key that is not flushed yet, in key order and in seqno order.
+//! The memtable: the latest version of each key that is not flushed yet, in key order.
 //!
 //! A vbucket writes into one memtable; freezing it makes it immutable and shared. A frozen memtable is what a view sees of memory, and
-//! what a flush writes.
+//! what a flush writes. In seqno order it is read from the vbucket's sequence list: freezing opens a reader there, the list's first.
 //!
 //! Invariants
 //! - Each key is in it once, at its newest version.
 //! - `former` of an entry is the key's newest version outside this memtable: what the flush marks dead.
 //!
+//! - Frozen, its reader has not passed any of its versions: what the reader shows is what the memtable holds.
+//!
 //! Cost: insertion and look-up O(log n).
 //! Does not know: disk, views.
 
 use std::borrow::Borrow;
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::ops::Bound;
 use std::rc::Rc;
@@ -18,13 +21,12 @@ use std::rc::Rc;
 use crate::format::index::DeathMark;
 use crate::format::manifest_record::VbCounts;
 use crate::item::Item;
-use crate::seqlist::SeqList;
+use crate::seqlist::{BatchLimits, Progress, RangeReader};
 use crate::types::Seqno;
 
 #[derive(Debug)]
 struct Entry {
     item: Item,
-    slot: u32,
     former: Seqno,
 }
 
@@ -58,10 +60,12 @@ impl Ord for Entry {
 #[derive(Debug, Default)]
 pub struct Memtable {
     by_key: BTreeSet<Entry>,
-    by_seqno: SeqList,
+    reader: Option<RangeReader>,
+    is_flushed: Cell<bool>,
     bytes: usize,
     record_bytes: usize,
     first_position: Option<u64>,
+    first: Seqno,
     last: Seqno,
     counts: VbCounts,
 }
@@ -70,17 +74,18 @@ impl Memtable {
     /// Takes a version in that replaces the one with the seqno `former` (0 for none), and whose log record begins at or behind `position`.
     pub fn insert(&mut self, item: Item, mut former: Seqno, position: u64) {
         self.first_position.get_or_insert(position);
+        if self.by_key.is_empty() {
+            self.first = item.seqno();
+        }
         self.last = item.seqno();
         self.bytes += item.resident_bytes();
         self.record_bytes += crate::format::seqlog_block::seqlog_record_len(&item);
-        let slot = self.by_seqno.append(item.clone());
         if let Some(old) = self.by_key.take(item.key()) {
             former = old.former;
             self.bytes -= old.item.resident_bytes();
             self.record_bytes -= crate::format::seqlog_block::seqlog_record_len(&old.item);
-            self.by_seqno.retire(old.slot);
         }
-        self.by_key.insert(Entry { item, slot, former });
+        self.by_key.insert(Entry { item, former });
     }
 
     /// The version of `key` here.
@@ -106,9 +111,37 @@ impl Memtable {
         self.by_key.iter().map(|entry| &entry.item)
     }
 
-    /// The versions in seqno order, from `start` on.
-    pub fn range_by_seqno(&self, start: Seqno) -> impl Iterator<Item = &Item> {
-        self.by_seqno.range_from(start)
+    /// Appends the next versions in seqno order, from `next` on, to `out` and moves `next` behind them. Returns whether there may be more; nothing is
+    /// shown before it is frozen.
+    pub fn next_by_seqno(&self, next: &mut Seqno, out: &mut Vec<Item>) -> bool {
+        let progress = self.peek(next, BatchLimits::default(), out);
+        assert_ne!(progress, Progress::Behind, "the list is trimmed up to what is flushed");
+        progress == Progress::More
+    }
+
+    fn peek(&self, next: &mut Seqno, limits: BatchLimits, out: &mut Vec<Item>) -> Progress {
+        assert!(!self.is_flushed.get(), "a flush moves what views read");
+        self.reader.as_ref().map_or(Progress::End, |reader| reader.peek(next, limits, out))
+    }
+
+    /// It is on disk, and every view knows: nobody reads it in seqno order any more.
+    pub fn set_flushed(&self) {
+        self.is_flushed.set(true);
+        if let Some(reader) = &self.reader {
+            reader.finish();
+        }
+    }
+
+    /// The version with exactly this seqno, once it is frozen.
+    #[must_use]
+    pub fn at(&self, seqno: Seqno) -> Option<Item> {
+        if seqno < self.first || seqno > self.last {
+            return None;
+        }
+        let (mut next, mut found) = (seqno, Vec::new());
+        let limits = BatchLimits { items: 1, ..BatchLimits::default() };
+        while found.is_empty() && self.peek(&mut next, limits, &mut found) == Progress::More {}
+        found.pop().filter(|item| item.seqno() == seqno)
     }
 
     /// Which older records these versions make dead, in the order of the dead.
@@ -151,6 +184,12 @@ impl Memtable {
         self.first_position
     }
 
+    /// Lowest seqno that it may hold.
+    #[must_use]
+    pub fn first(&self) -> Seqno {
+        self.first
+    }
+
     /// Highest seqno taken in.
     #[must_use]
     pub fn last(&self) -> Seqno {
@@ -163,10 +202,12 @@ impl Memtable {
         self.counts
     }
 
-    /// Makes it immutable: no more insertions. `counts` are the vbucket's at this moment.
+    /// Makes it immutable: no more insertions. `counts` are the vbucket's at this moment, `reader` reads the sequence list from [`Memtable::first`] on,
+    /// as it is at this moment.
     #[must_use]
-    pub fn freeze(mut self, counts: VbCounts) -> Rc<Memtable> {
+    pub fn freeze(mut self, counts: VbCounts, reader: RangeReader) -> Rc<Memtable> {
         self.counts = counts;
+        self.reader = Some(reader);
         Rc::new(self)
     }
 }
@@ -175,6 +216,7 @@ impl Memtable {
 mod tests {
     use super::*;
     use crate::types::{Cas, ItemMeta, Kind};
+    use crate::versions::Versions;
 
     fn item(seqno: u64, key: &str) -> Item {
         let meta = ItemMeta {
@@ -191,18 +233,28 @@ mod tests {
 
     #[test]
     fn an_overwritten_key_stays_once_and_marks_what_lies_outside() {
-        let mut table = Memtable::default();
+        let (mut table, mut versions) = (Memtable::default(), Versions::new(Seqno(9)));
+        for (seqno, key, former) in [(10, "b", 4), (11, "a", 0), (12, "b", 10), (13, "a", 11)] {
+            versions.take(&item(seqno, key), Seqno(former));
+        }
         table.insert(item(10, "b"), Seqno(4), 7);
         table.insert(item(11, "a"), Seqno(0), 8);
         table.insert(item(12, "b"), Seqno(10), 9);
         table.insert(item(13, "a"), Seqno(11), 9);
         let keys: Vec<_> = table.iter().map(|item| (item.key().to_vec(), item.seqno().0)).collect();
         assert_eq!(keys, [(b"a".to_vec(), 13), (b"b".to_vec(), 12)]);
-        let seqnos: Vec<_> = table.range_by_seqno(Seqno(0)).map(|item| item.seqno().0).collect();
-        assert_eq!(seqnos, [12, 13]);
         assert_eq!(table.marks(), [DeathMark { dead: Seqno(4), by: Seqno(12) }]);
         assert_eq!(table.first_position(), Some(7));
         assert_eq!(table.at_or_after(b"a", true).unwrap().key(), b"b");
         assert_eq!(table.bytes(), table.iter().map(|item| item.resident_bytes()).sum::<usize>());
+        let reader = versions.open(table.first(), Seqno(0));
+        let table = table.freeze(VbCounts::default(), reader);
+        versions.take(&item(14, "a"), Seqno(13));
+        let (mut next, mut found) = (Seqno(0), Vec::new());
+        while table.next_by_seqno(&mut next, &mut found) {}
+        let seqnos: Vec<_> = found.iter().map(|item| item.seqno().0).collect();
+        assert_eq!((seqnos, next), (vec![12, 13], Seqno(14)));
+        let at: Vec<_> = (9..15).filter_map(|seqno| table.at(Seqno(seqno))).map(|item| item.seqno().0).collect();
+        assert_eq!(at, [12, 13]);
     }
 }

@@ -20,6 +20,10 @@ pub enum Mutant {
     NoNewBranch,
     /// A flush commits no death marks.
     NoDeathMarks,
+    /// What readers may still look at is freed at once (G17).
+    FreeWithoutGrace,
+    /// A version is published without ordering what was written before it (G17).
+    PublishRelaxed,
     /// A memory-only vbucket asks no reader before it lets an old version go (T4.6).
     ForgetReaders,
     /// Records of a deleted bucket in the log are taken for damage.

@@ -32,6 +32,9 @@ pub enum ReadError {
         /// What the device said.
         source: Rc<io::Error>,
     },
+    /// The bucket is deleted, and what was in memory only with it.
+    #[error("the bucket is deleted")]
+    Gone,
     /// The bytes do not verify or belong elsewhere.
     #[error("block {place} of {device} is damaged: {source}")]
     Damaged {

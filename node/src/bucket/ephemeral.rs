@@ -25,7 +25,6 @@ use super::tally::count;
 const LOOK: Duration = Duration::from_secs(1);
 
 /// Documents that one slice removes at most.
-const SLICE: usize = 256;
 
 /// How long a key index is kept that no scan uses.
 const INDEX_IDLE: Duration = Duration::from_secs(60);
@@ -98,10 +97,10 @@ async fn make_room(context: &Rc<BucketContext>, vbuckets: &[Rc<VbStore>]) {
             if is_over[index] {
                 continue;
             }
-            let oldest = store.oldest(positions[index], SLICE);
-            is_over[index] = oldest.len() < SLICE;
+            let (oldest, next) = store.oldest(positions[index]);
+            is_over[index] = next.is_none();
+            positions[index] = next.unwrap_or_default();
             for item in oldest {
-                positions[index] = item.seqno().next();
                 let (key, found) = (item.key(), Found::Version(item.clone()));
                 let document = Document { store, bucket: context, key, found: &found, now: context.now() };
                 if document.live().is_some() && document.remove(Cas(0)).is_ok() {

@@ -14,4 +14,4 @@ mod merge;
 mod seqno;
 
 pub use key::{Content, DocumentEncoder, KeyRange, KeyScan, Limits, ScanCounts, Select, Stop};
-pub use seqno::{SeqnoRecord, SeqnoScan};
+pub use seqno::{SeqnoRecord, SeqnoScan, SeqnoScanCounts};

@@ -1,10 +1,11 @@
 //! A scan in seqno order over a view: each key once, at its newest version not after the view's end; deletions included.
 //!
 //! On disk dead records are passed over by their marks. What is newer in the view's frozen memtables makes a record on disk dead too; they
-//! are asked only as long as they are not flushed.
+//! are asked only as long as they are not flushed. From where the vbucket's window in memory begins, the scan reads that; the window may move while it
+//! does, and the scan goes back to disk and memory again, as often as need be.
 //!
 //! Invariants
-//! - Seqnos rise strictly from call to call; no record is delivered twice, also when a flush moves the contents.
+//! - Seqnos rise strictly from call to call; no record is delivered twice and none is missed, also when a flush moves the contents or the window moves.
 //!
 //! Does not know: streams, framing, credit.
 
@@ -15,9 +16,10 @@ use crate::cache::Admission;
 use crate::format::index::SeqlogFence;
 use crate::item::Item;
 use crate::reader::{BlockAt, ReadError, Reading, damaged, finish, start};
+use crate::seqlist::{BatchLimits, Progress};
 use crate::seqlog::{Segment, seqlog_block};
 use crate::types::{ItemMeta, Seqno};
-use crate::vbstore::{Parts, ReadView};
+use crate::vbstore::{Parts, ReadView, SeqnoReading, VbStore, ViewError};
 
 /// Seqlog blocks read ahead.
 const BLOCKS_AHEAD: usize = 16;
@@ -55,17 +57,87 @@ pub struct SeqnoScan {
     epoch: u64,
     /// Next block to read: segment and fence.
     cursor: (usize, usize),
+    /// Whether the cursor stands where `next` is.
+    is_sought: bool,
     ahead: VecDeque<Ahead>,
+    /// What is in memory, for a scan that was opened together with its view.
+    window: Option<SeqnoReading>,
+    /// Versions taken from the window and not shown yet.
+    batch: VecDeque<Item>,
+    counts: SeqnoScanCounts,
+}
+
+/// Where the records of a scan came from.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct SeqnoScanCounts {
+    /// From the window in memory.
+    pub from_memory: u64,
+    /// From disk, or from memtables on their way there.
+    pub from_disk: u64,
+}
+
+/// How a stretch in the window ended.
+enum Window {
+    /// At the view's end.
+    End,
+    /// The caller said stop.
+    Stop,
+    /// What comes next is not in the window: on disk.
+    Elsewhere,
 }
 
 impl SeqnoScan {
-    /// A scan from `from` on.
+    /// Opens a view of a vbucket, memory-only or on disk, and a scan of it from `from` on.
+    ///
+    /// # Errors
+    /// `Failed`.
+    pub async fn open(store: &VbStore, from: Seqno) -> Result<SeqnoScan, ViewError> {
+        let (view, window) = store.open_view_from(from).await?;
+        Ok(SeqnoScan::make(view, from, Some(window)))
+    }
+
+    /// A scan from `from` on over a view of a vbucket on disk that is open already.
+    ///
+    /// # Panics
+    /// If the view is of a vbucket that lives in memory only: [`SeqnoScan::open`] reads that.
     #[must_use]
     pub fn new(view: ReadView, from: Seqno) -> SeqnoScan {
+        assert!(!view.store().is_ephemeral(), "a view in key order keeps nothing in seqno order");
+        SeqnoScan::make(view, from, None)
+    }
+
+    fn make(view: ReadView, from: Seqno, window: Option<SeqnoReading>) -> SeqnoScan {
         let (parts, epoch) = view.parts();
-        let mut scan = SeqnoScan { view, next: from, parts, epoch, cursor: (0, 0), ahead: VecDeque::new() };
-        scan.seek();
-        scan
+        SeqnoScan {
+            view,
+            next: from,
+            parts,
+            epoch,
+            cursor: (0, 0),
+            is_sought: false,
+            ahead: VecDeque::new(),
+            window,
+            batch: VecDeque::new(),
+            counts: SeqnoScanCounts::default(),
+        }
+    }
+
+    /// The view that is scanned.
+    #[must_use]
+    pub fn view(&self) -> &ReadView {
+        &self.view
+    }
+
+    /// The greatest purged tombstone when it was opened: a consumer that starts at or below it may have missed deletions (T4.11).
+    #[must_use]
+    pub fn purge_seqno(&self) -> Seqno {
+        self.window.as_ref().map_or(self.view.store().purge_seqno(), SeqnoReading::purge_seqno)
+    }
+
+    /// Where the records came from so far.
+    #[must_use]
+    pub fn counts(&self) -> SeqnoScanCounts {
+        self.counts
     }
 
     /// The first seqno that a later call may deliver.
@@ -75,6 +147,7 @@ impl SeqnoScan {
     }
 
     fn seek(&mut self) {
+        self.is_sought = true;
         self.ahead.clear();
         let segments = &self.parts.version.segments;
         let segment = segments.partition_point(|segment| segment.desc().last < self.next);
@@ -87,6 +160,9 @@ impl SeqnoScan {
     fn follow_view(&mut self) {
         if self.epoch != self.view.epoch() {
             (self.parts, self.epoch) = self.view.parts();
+            self.is_sought = false;
+        }
+        if !self.is_sought {
             self.seek();
         }
     }
@@ -117,10 +193,15 @@ impl SeqnoScan {
     /// `Io`, `Damaged`: nothing behind the last record shown is known.
     pub async fn run(&mut self, mut visit: impl FnMut(SeqnoRecord<'_>) -> bool) -> Result<bool, ReadError> {
         loop {
+            match self.run_window(&mut visit).await? {
+                Window::End => return Ok(false),
+                Window::Stop => return Ok(true),
+                Window::Elsewhere => {}
+            }
             self.follow_view();
             self.read_ahead();
             let Some(Ahead { segment, at, reading }) = self.ahead.pop_front() else {
-                return Ok(self.run_tables(&mut visit));
+                return self.run_tables(&mut visit);
             };
             let space = self.view.store().core().space().clone();
             let block = finish(&space, &at, reading, Admission::FreeRoom).await?;
@@ -144,6 +225,7 @@ impl SeqnoScan {
                     value: record.value,
                     frame: Some(record.frame),
                 };
+                self.counts.from_disk += 1;
                 if !visit(shown) {
                     let reading = Reading::Hit(block.clone());
                     self.ahead.push_front(Ahead { segment: segment.clone(), at, reading });
@@ -154,19 +236,64 @@ impl SeqnoScan {
         }
     }
 
-    fn run_tables(&mut self, visit: &mut impl FnMut(SeqnoRecord<'_>) -> bool) -> bool {
-        for (index, table) in self.parts.frozen.iter().enumerate() {
-            for item in table.range_by_seqno(self.next) {
+    /// Reads on in the window, as long as it has what comes next.
+    async fn run_window(&mut self, visit: &mut impl FnMut(SeqnoRecord<'_>) -> bool) -> Result<Window, ReadError> {
+        let mut taken = Vec::new();
+        loop {
+            while let Some(item) = self.batch.pop_front() {
                 self.next = item.seqno().next();
-                let newer = &self.parts.frozen[index + 1..];
-                if newer.iter().any(|table| table.get(item.key()).is_some()) {
-                    continue;
+                self.counts.from_memory += 1;
+                if !visit(SeqnoRecord::from(&item)) {
+                    return Ok(Window::Stop);
                 }
-                if !visit(SeqnoRecord::from(item)) {
-                    return true;
+            }
+            let Some(window) = &mut self.window else { return Ok(Window::Elsewhere) };
+            window.skip_to(self.next);
+            if window.resident_from() > self.next && self.next <= window.end() {
+                return Ok(Window::Elsewhere);
+            }
+            let progress = window.next_batch(BatchLimits::default(), &mut taken);
+            let position = window.position();
+            self.batch.extend(taken.drain(..));
+            match progress {
+                Progress::More if self.batch.is_empty() => self.next = position,
+                Progress::More => {}
+                Progress::End if self.batch.is_empty() => return Ok(Window::End),
+                Progress::End => {}
+                Progress::Behind => return Ok(Window::Elsewhere),
+                Progress::Gone => return Err(ReadError::Gone),
+            }
+            // What was read ahead on disk lies behind.
+            self.is_sought = false;
+            self.view.store().core().env().relax().await;
+        }
+    }
+
+    fn run_tables(&mut self, visit: &mut impl FnMut(SeqnoRecord<'_>) -> bool) -> Result<bool, ReadError> {
+        if self.view.store().has_ended() && !self.parts.frozen.is_empty() {
+            return Err(ReadError::Gone);
+        }
+        let mut found = Vec::new();
+        for (index, table) in self.parts.frozen.iter().enumerate() {
+            let mut at = self.next;
+            loop {
+                let more = table.next_by_seqno(&mut at, &mut found);
+                for item in found.drain(..) {
+                    self.next = item.seqno().next();
+                    let newer = &self.parts.frozen[index + 1..];
+                    if newer.iter().any(|table| table.get(item.key()).is_some()) {
+                        continue;
+                    }
+                    self.counts.from_disk += 1;
+                    if !visit(SeqnoRecord::from(&item)) {
+                        return Ok(true);
+                    }
+                }
+                if !more {
+                    break;
                 }
             }
         }
-        false
+        Ok(false)
     }
 }

@@ -25,7 +25,13 @@ impl VbStore {
         state.frozen.clear();
         state.table = HashTable::default();
         state.marks_bytes = 0;
-        state.ephemeral = state.ephemeral.take().map(|_| Box::default());
+        let mut gone = std::mem::take(&mut state.versions);
+        let core = self.core.clone();
+        core.env().clone().spawn("forget", async move {
+            while gone.drain_slice() {
+                core.env().relax().await;
+            }
+        });
         self.wake_waiters();
     }
 

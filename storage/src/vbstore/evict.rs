@@ -25,10 +25,8 @@ impl VbStore {
                         going.push(item.clone());
                     }
                 });
-                for item in going {
-                    let evicted = state.table.evict(item.key(), item.seqno());
-                    self.memory.add_resident(-evicted.map_or(0, |item| item.resident_bytes() as i64));
-                }
+                let freed = state.let_go(&going);
+                self.memory.add_resident(-(freed as i64));
             }
             self.core.env().spawn.yield_now().await;
         }

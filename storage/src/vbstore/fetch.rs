@@ -77,8 +77,12 @@ impl VbStore {
         if let Ok(Found::Version(item)) = &found
             && self.memory.has_resident_room(item.resident_bytes())
         {
-            self.memory.add_resident(item.resident_bytes() as i64);
-            state.table.insert(item.clone());
+            // A flushed tombstone may still be in the window, and is booked then.
+            let in_window = state.versions.at(item.seqno());
+            if in_window.is_none() {
+                self.memory.add_resident(item.resident_bytes() as i64);
+            }
+            state.table.insert(in_window.unwrap_or_else(|| item.clone()));
         }
         drop(state);
         for then in waiting {

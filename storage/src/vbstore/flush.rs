@@ -79,9 +79,16 @@ impl VbStore {
         let (env, space, identity) = (self.core.env(), self.core.space(), self.identity());
         let segment_id = self.core.next_object();
         let mut segment = SegmentWriter::new(space.clone(), identity, segment_id, table.record_bytes());
-        for item in table.range_by_seqno(Seqno(0)) {
-            segment.push(item).await?;
-            env.relax().await;
+        let (mut next, mut batch) = (table.first(), Vec::new());
+        loop {
+            let more = table.next_by_seqno(&mut next, &mut batch);
+            for item in batch.drain(..) {
+                segment.push(&item).await?;
+                env.relax().await;
+            }
+            if !more {
+                break;
+            }
         }
         let segment = segment.finish().await?;
         let mut run = RunWriter::new(space.clone(), identity, self.core.next_object(), table.bytes());
@@ -187,13 +194,20 @@ impl VbStore {
         }
         self.memory.add_memtable(-(table.bytes() as i64));
         for item in table.iter() {
-            if item.is_deleted() || !self.memory.has_resident_room(0) {
-                let evicted = state.table.evict(item.key(), item.seqno());
-                self.memory.add_resident(-evicted.map_or(0, |item| item.resident_bytes() as i64));
+            if !self.memory.has_resident_room(0) {
+                let freed = state.let_go(std::slice::from_ref(item));
+                self.memory.add_resident(-(freed as i64));
+            } else if item.is_deleted() && state.table.evict(item.key(), item.seqno()).is_some() {
+                // It stays in the window, for readers in seqno order, unless that has moved on.
+                if state.versions.at(item.seqno()).is_none() {
+                    self.memory.add_resident(-(item.resident_bytes() as i64));
+                }
             }
         }
         state.table.shrink();
         self.set_persisted(table.last());
+        table.set_flushed();
+        self.spawn_tidy();
         self.flushed_event.notify_all();
     }
 }

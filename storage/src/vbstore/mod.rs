@@ -19,18 +19,20 @@ mod expiring;
 mod fetch;
 mod flush;
 mod view;
+mod window;
 mod write;
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::{Rc, Weak};
 
-pub use ephemeral::{EphemeralStats, MemoryView};
+pub use ephemeral::MemoryView;
 pub use expiring::{ExpiryScan, SLICE_RECORDS};
 pub use fetch::Continuation;
 pub use flush::FlushError;
 pub(crate) use flush::Prepared;
 pub use view::{Parts, ReadView, Version, ViewError};
+pub use window::{SeqnoReading, WINDOW_VERSIONS_MAX};
 pub use write::{NewVersion, WriteError};
 
 use crate::format::block::{BlockIdentity, BlockType};
@@ -43,6 +45,7 @@ use crate::run::{Run, filter_hash};
 use crate::shard::{BucketMemory, ShardCore};
 use crate::sync::Event;
 use crate::types::{BucketId, Cas, FailoverEntry, Seqno, VbId, VbUuid};
+use crate::versions::Versions;
 
 /// Most key runs of a vbucket; a flush that would add one more merges them first.
 pub const RUNS_MAX: usize = 8;
@@ -132,14 +135,17 @@ struct State {
     views: Vec<Weak<view::ViewCell>>,
     fetching: hashbrown::HashMap<Box<[u8]>, Vec<Continuation>, ahash::RandomState>,
     marks_bytes: u64,
-    /// A vbucket that lives in memory only has this, and neither memtables nor a version on disk.
-    ephemeral: Option<Box<ephemeral::Ephemeral>>,
+    /// Versions in memory in order; all there are, if the vbucket lives in memory only, which has neither memtables nor a version on disk.
+    versions: Versions,
+    /// Where the next slice of a purge begins.
+    purge_from: Seqno,
 }
 
 /// See the module.
 pub struct VbStore {
     bucket: BucketId,
     vb: VbId,
+    is_ephemeral: bool,
     core: Rc<ShardCore>,
     state: RefCell<State>,
     memory: Rc<BucketMemory>,
@@ -182,11 +188,13 @@ impl VbStore {
             views: Vec::new(),
             fetching: hashbrown::HashMap::default(),
             marks_bytes,
-            ephemeral: is_ephemeral.then(Box::default),
+            versions: Versions::new(counts.flushed_seqno),
+            purge_from: Seqno(0),
         };
         Rc::new_cyclic(|weak| VbStore {
             bucket: described.bucket,
             vb: described.vb,
+            is_ephemeral,
             memory: core.memory_of(described.bucket),
             ended: Cell::new(false),
             core,

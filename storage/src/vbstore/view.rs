@@ -11,8 +11,8 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
-use super::ephemeral::KeyReader;
-use super::{FROZEN_MAX, MemoryView, VbStore};
+use super::ephemeral::KeyReading;
+use super::{FROZEN_MAX, MemoryView, SeqnoReading, VbStore};
 use crate::memtable::Memtable;
 use crate::run::Run;
 use crate::seqlog::{Segment, segment_of};
@@ -42,7 +42,7 @@ pub enum ViewError {
 }
 
 pub(super) struct ViewCell {
-    reader: Option<Rc<KeyReader>>,
+    reader: Option<KeyReading>,
     pub(super) end: Seqno,
     pub(super) parts: RefCell<Parts>,
     pub(super) epoch: Cell<u64>,
@@ -81,6 +81,35 @@ impl VbStore {
     /// # Errors
     /// `Failed`.
     pub async fn open_view(&self) -> Result<ReadView, ViewError> {
+        self.wait_for_flushes().await?;
+        if self.is_ephemeral {
+            let store = self.weak.upgrade().expect("the store is borrowed");
+            let (reading, memory) = store.open_memory().await;
+            let end = reading.end();
+            return Ok(self.ephemeral_view(Some(reading), memory, end));
+        }
+        self.until_durable(self.freeze_view()?).await
+    }
+
+    /// Opens a view, and at the same moment a reader of what is in memory, both to be read in seqno order from `start` on.
+    ///
+    /// # Errors
+    /// `Failed`.
+    pub async fn open_view_from(&self, start: Seqno) -> Result<(ReadView, SeqnoReading), ViewError> {
+        self.wait_for_flushes().await?;
+        let reading = self.open_seqnos(start);
+        let end = reading.end();
+        if self.is_ephemeral {
+            let store = self.weak.upgrade().expect("the store is borrowed");
+            return Ok((self.ephemeral_view(None, MemoryView::new(store, end), end), reading));
+        }
+        let view = self.freeze_view()?;
+        assert_eq!(view.end(), end, "opened in one step");
+        Ok((self.until_durable(view).await?, reading))
+    }
+
+    /// Waits until a memtable may be frozen.
+    async fn wait_for_flushes(&self) -> Result<(), ViewError> {
         let crowded = || {
             let state = self.state.borrow();
             !state.active.is_empty() && state.frozen.len() >= FROZEN_MAX
@@ -95,59 +124,53 @@ impl VbStore {
         if self.has_ended() {
             return Err(ViewError::Failed { reason: "the bucket is deleted".into() });
         }
-        if self.is_ephemeral() {
-            return Ok(self.open_ephemeral_view().await);
+        Ok(())
+    }
+
+    fn freeze_view(&self) -> Result<ReadView, ViewError> {
+        let state = &mut *self.state.borrow_mut();
+        if state.frozen.len() < FROZEN_MAX {
+            state.freeze();
         }
-        let cell = {
-            let state = &mut *self.state.borrow_mut();
-            if state.frozen.len() < FROZEN_MAX {
-                state.freeze();
-            }
-            if !state.active.is_empty() {
-                let unflushed = || "a flush that must come first has failed".into();
-                let reason = self.core.failure().unwrap_or_else(unflushed);
-                return Err(ViewError::Failed { reason });
-            }
-            let cell = Rc::new(ViewCell {
-                reader: None,
-                end: state.high,
-                parts: RefCell::new(Parts {
-                    frozen: state.frozen.iter().cloned().collect(),
-                    version: state.version.clone(),
-                    memory: None,
-                }),
-                epoch: Cell::new(0),
-                uuid: state.failover_log.first().map_or(VbUuid(0), |entry| entry.uuid),
-                items: state.counts.items,
-                opened_ns: self.core.env().clock.monotonic_ns(),
-                store: self.weak.upgrade().expect("the store is borrowed"),
-            });
-            state.views.retain(|view| view.strong_count() > 0);
-            state.views.push(Rc::downgrade(&cell));
-            cell
-        };
-        if !self.wait_persisted(cell.end).await {
+        if !state.active.is_empty() {
+            let unflushed = || "a flush that must come first has failed".into();
+            let reason = self.core.failure().unwrap_or_else(unflushed);
+            return Err(ViewError::Failed { reason });
+        }
+        let frozen = state.frozen.iter().cloned().collect();
+        let parts = Parts { frozen, version: state.version.clone(), memory: None };
+        Ok(self.view_of(state, None, state.high, parts))
+    }
+
+    async fn until_durable(&self, view: ReadView) -> Result<ReadView, ViewError> {
+        if !self.wait_persisted(view.end()).await {
             let reason = self.core.failure().unwrap_or_else(|| "stopped".into());
             return Err(ViewError::Failed { reason });
         }
-        Ok(ReadView { cell })
+        Ok(view)
     }
-}
 
-impl VbStore {
-    async fn open_ephemeral_view(&self) -> ReadView {
-        let store = self.weak.upgrade().expect("the store is borrowed");
-        let (reader, memory) = store.open_memory().await;
+    fn ephemeral_view(&self, reader: Option<KeyReading>, memory: MemoryView, end: Seqno) -> ReadView {
         let state = &mut *self.state.borrow_mut();
+        self.view_of(state, reader, end, Parts { memory: Some(memory), ..Parts::default() })
+    }
+
+    fn view_of(
+        &self,
+        state: &mut super::State,
+        reader: Option<KeyReading>,
+        end: Seqno,
+        parts: Parts,
+    ) -> ReadView {
         let cell = Rc::new(ViewCell {
-            end: memory.end(),
-            reader: Some(reader),
-            parts: RefCell::new(Parts { memory: Some(memory), ..Parts::default() }),
+            reader,
+            end,
+            parts: RefCell::new(parts),
             epoch: Cell::new(0),
             uuid: state.failover_log.first().map_or(VbUuid(0), |entry| entry.uuid),
             items: state.counts.items,
             opened_ns: self.core.env().clock.monotonic_ns(),
-            store,
+            store: self.weak.upgrade().expect("the store is borrowed"),
         });
         state.views.retain(|view| view.strong_count() > 0);
         state.views.push(Rc::downgrade(&cell));
@@ -160,7 +183,9 @@ impl super::State {
     pub(super) fn freeze(&mut self) {
         if !self.active.is_empty() {
             let counts = super::VbCounts { flushed_seqno: self.high, ..self.counts };
-            self.frozen.push_back(std::mem::take(&mut self.active).freeze(counts));
+            let active = std::mem::take(&mut self.active);
+            let reader = self.versions.open(active.first(), counts.purge_seqno);
+            self.frozen.push_back(active.freeze(counts, reader));
         }
     }
 
@@ -230,7 +255,7 @@ impl ReadView {
             return Ok(memory.contains(seqno));
         }
         for (index, table) in parts.frozen.iter().enumerate() {
-            if let Some(item) = table.range_by_seqno(seqno).next().filter(|item| item.seqno() == seqno) {
+            if let Some(item) = table.at(seqno) {
                 let newer = &parts.frozen[index + 1..];
                 let superseded = newer.iter().any(|table| table.get(item.key()).is_some());
                 return Ok(!superseded && !item.is_deleted());

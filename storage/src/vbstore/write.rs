@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use super::{Found, VbStore};
 use crate::format::wal_record::WAL_RECORD_BYTES;
-use crate::item::Item;
+use crate::item::{Item, VALUE_BYTES_MAX};
 use crate::shard::BucketMemory;
 use crate::types::{Cas, Former, ItemMeta, Kind, Seqno};
 
@@ -85,8 +85,10 @@ impl VbStore {
         if self.ended.get() {
             return Err(WriteError::Gone);
         }
-        let is_ephemeral = self.is_ephemeral();
-        if is_ephemeral {
+        if new.value.len() > VALUE_BYTES_MAX {
+            return Err(WriteError::TooLong { bytes: record_bytes, max: VALUE_BYTES_MAX });
+        }
+        if self.is_ephemeral {
             // A deletion makes room in the end.
             if !new.kind.is_deleted() && !self.memory.has_resident_room(record_bytes) {
                 return Err(WriteError::NoRoom);
@@ -120,13 +122,13 @@ impl VbStore {
             kind: new.kind,
         };
         let item = Item::new(meta, new.key, new.value);
-        if is_ephemeral {
-            state.take_in_memory(&self.memory, &item, former);
+        if self.is_ephemeral {
+            state.take(&self.memory, &item, former);
             self.persisted.set(state.high);
             return Ok(item);
         }
         let position = wal.append(self.bucket, self.vb, &item, former);
-        state.take(&self.memory, item.clone(), former, position);
+        state.take_unflushed(&self.memory, &item, former, position);
         if !self.dirty.replace(true) {
             self.core.add_dirty(self.weak.clone());
         }
@@ -143,7 +145,7 @@ impl VbStore {
         if item.seqno() != state.high.next() {
             return Err(state.high.next());
         }
-        state.take(&self.memory, item, former, position);
+        state.take_unflushed(&self.memory, &item, former, position);
         self.persisted.set(state.high);
         Ok(())
     }
@@ -156,23 +158,22 @@ impl VbStore {
 }
 
 impl super::State {
-    fn take(&mut self, memory: &BucketMemory, item: Item, former: Former, position: u64) {
-        self.count(&item, former);
+    fn take_unflushed(&mut self, memory: &BucketMemory, item: &Item, former: Former, position: u64) {
         let before = self.active.bytes();
         self.active.insert(item.clone(), former.seqno, position);
         memory.add_memtable(self.active.bytes() as i64 - before as i64);
-        let added = item.resident_bytes() as i64;
-        let replaced = self.table.insert(item).map_or(0, |old| old.resident_bytes() as i64);
-        memory.add_resident(added - replaced);
+        self.take(memory, item, former);
     }
 
-    fn take_in_memory(&mut self, memory: &BucketMemory, item: &Item, former: Former) {
+    fn take(&mut self, memory: &BucketMemory, item: &Item, former: Former) {
         self.count(item, former);
-        let added = item.resident_bytes() as i64;
+        let (settled, _) = self.versions.settle();
+        let replaced = self.versions.take(item, former.seqno);
         let old = self.table.insert(item.clone());
-        let replaced = old.as_ref().map_or(0, |old| old.resident_bytes() as i64);
-        let kept = self.ephemeral.as_mut().map_or(0, |ephemeral| ephemeral.take(item, old));
-        memory.add_resident(added - replaced + kept as i64);
+        let is_kept = replaced.as_ref().is_some_and(|replaced| replaced.kept);
+        let old = old.or(replaced.map(|replaced| replaced.item));
+        let freed = old.filter(|_| !is_kept).map_or(0, |old| old.resident_bytes());
+        memory.add_resident(item.resident_bytes() as i64 - freed as i64 - settled as i64);
     }
 
     fn count(&mut self, item: &Item, former: Former) {

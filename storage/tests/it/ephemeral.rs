@@ -89,7 +89,7 @@ fn purge(store: &VbStore) {
 
 /// How much is set aside. What ended readers held goes in a task of its own, which may take a while to come to at most `expected`.
 async fn stale_at_rest(store: &VbStore, expected: u64) -> u64 {
-    let stale = || store.ephemeral_stats().unwrap().stale;
+    let stale = || store.versions_stats().stale;
     for _ in 0..20 {
         if stale() <= expected {
             break;
@@ -136,7 +136,7 @@ async fn live(store: &Rc<VbStore>, model: &Model, random: &mut Xoshiro256PlusPlu
     }
     drop(running);
     stale_at_rest(store, 0).await;
-    let stats = store.ephemeral_stats().unwrap();
+    let stats = store.versions_stats();
     assert_eq!((stats.stale, stats.stale_value_bytes, stats.stale_meta_bytes, stats.readers), (0, 0, 0, 0));
     ended
 }
@@ -153,7 +153,7 @@ fn run_seed(seed: u64) -> u64 {
         let before = shard.stats().wal_head_blocks;
         let store = memory_vbucket(&shard);
         let ended = live(&store, &empty_model(), &mut random).await;
-        assert!(!store.drop_idle_index(u64::MAX) && store.ephemeral_stats().unwrap().index_bytes == 0);
+        assert!(!store.drop_idle_index(u64::MAX) && store.versions_stats().index_bytes == 0);
         assert_eq!(shard.stats().wal_head_blocks, before, "nothing of it is on disk");
         let uuid = store.uuid();
         shard.close().await.unwrap();
@@ -216,7 +216,7 @@ fn only_a_tombstone_that_nobody_replaced_moves_the_purge_seqno() {
         assert_eq!(store.purge_seqno(), Seqno(0), "the newest version of the vbucket stays");
         put(&store, &model, b"\0c", Some(b"1")).await.unwrap();
         purge(&store);
-        let stats = store.ephemeral_stats().unwrap();
+        let stats = store.versions_stats();
         assert_eq!((store.purge_seqno(), stats.purged, stats.versions), (Seqno(5), 1, 2));
         assert_eq!(store.stats().tombstones, 0);
     });

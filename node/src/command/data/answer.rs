@@ -6,7 +6,6 @@
 //!
 //! Does not know: failures, when the answer is due.
 
-
 use ringbase_storage::env::Env;
 use ringbase_storage::item::Item;
 use ringbase_storage::vbstore::VbStore;

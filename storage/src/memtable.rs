@@ -254,7 +254,8 @@ mod tests {
         while table.next_by_seqno(&mut next, &mut found) {}
         let seqnos: Vec<_> = found.iter().map(|item| item.seqno().0).collect();
         assert_eq!((seqnos, next), (vec![12, 13], Seqno(14)));
-        let at: Vec<_> = (9..15).filter_map(|seqno| table.at(Seqno(seqno))).map(|item| item.seqno().0).collect();
+        let at: Vec<_> =
+            (9..15).filter_map(|seqno| table.at(Seqno(seqno))).map(|item| item.seqno().0).collect();
         assert_eq!(at, [12, 13]);
     }
 }

@@ -138,10 +138,7 @@ impl Registry {
     #[must_use]
     pub fn needs_key(&mut self, key: &[u8], born: Seqno, superseded: Seqno) -> bool {
         self.by_key.retain(|reader| reader.strong_count() > 0);
-        self.by_key
-            .iter()
-            .filter_map(Weak::upgrade)
-            .any(|reader| reader.needs(key, born, superseded))
+        self.by_key.iter().filter_map(Weak::upgrade).any(|reader| reader.needs(key, born, superseded))
     }
 
     /// A range of seqnos that a reader has passed since it was asked last; the reader is forgotten when it is done. `None` if no reader has moved.
@@ -284,7 +281,9 @@ mod tests {
         let reader = registry.open_by_key(Seqno(10));
         assert!(registry.needs_key(b"a", Seqno(5), Seqno(11)));
         assert_eq!(reader.move_to(b"b"), b"");
-        assert!(!registry.needs_key(b"a", Seqno(5), Seqno(11)) && registry.needs_key(b"b", Seqno(5), Seqno(11)));
+        assert!(
+            !registry.needs_key(b"a", Seqno(5), Seqno(11)) && registry.needs_key(b"b", Seqno(5), Seqno(11))
+        );
         drop(reader);
         assert!(!registry.needs_key(b"b", Seqno(5), Seqno(11)) && registry.has_no_key_readers());
     }

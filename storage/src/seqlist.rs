@@ -305,7 +305,9 @@ impl SeqList {
         }
         let from = self.resident_from();
         let Some(head) = self.segments.first() else { return false };
-        if head.segment().last() >= from || self.segments.len() == 1 && head.open_slot(self.last.next()).is_some() {
+        if head.segment().last() >= from
+            || self.segments.len() == 1 && head.open_slot(self.last.next()).is_some()
+        {
             return false;
         }
         let pin = pin();

@@ -237,7 +237,10 @@ impl SeqnoScan {
     }
 
     /// Reads on in the window, as long as it has what comes next.
-    async fn run_window(&mut self, visit: &mut impl FnMut(SeqnoRecord<'_>) -> bool) -> Result<Window, ReadError> {
+    async fn run_window(
+        &mut self,
+        visit: &mut impl FnMut(SeqnoRecord<'_>) -> bool,
+    ) -> Result<Window, ReadError> {
         let mut taken = Vec::new();
         loop {
             while let Some(item) = self.batch.pop_front() {

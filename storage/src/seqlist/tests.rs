@@ -173,7 +173,10 @@ fn a_reader_behind_the_window_is_told_so() {
     }
     let mut reader = world.open(1);
     let mut out = Vec::new();
-    assert_eq!(reader.next_batch(BatchLimits { items: 10, ..BatchLimits::default() }, &mut out), Progress::More);
+    assert_eq!(
+        reader.next_batch(BatchLimits { items: 10, ..BatchLimits::default() }, &mut out),
+        Progress::More
+    );
     let mut gone = 0;
     while world.list.trim(Seqno(120), |_| gone += 1) {}
     assert!(gone > 0 && gone < 120, "{gone}");

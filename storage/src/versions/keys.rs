@@ -98,7 +98,12 @@ impl Versions {
 
     /// Gives up what is kept under keys from `from` (or, with `exclusive`, behind it) on, at most a slice of keys and none at or above `to`, unless
     /// a reader needs it. Returns the bytes and, if the slice ended early, the last key it looked at.
-    pub fn settle_keys(&mut self, from: &[u8], exclusive: bool, to: Option<&[u8]>) -> (usize, Option<Vec<u8>>) {
+    pub fn settle_keys(
+        &mut self,
+        from: &[u8],
+        exclusive: bool,
+        to: Option<&[u8]>,
+    ) -> (usize, Option<Vec<u8>>) {
         let start = if exclusive { Bound::Excluded(from) } else { Bound::Included(from) };
         let end = to.map_or(Bound::Unbounded, Bound::Excluded);
         if to.is_some_and(|to| to < from || to == from && exclusive) {

@@ -181,6 +181,7 @@ impl Rig {
             memtable_bytes_max: 64 << 20,
             grow_bytes: 1 << 20,
             flush_bytes: 1 << 20,
+            window_versions_max: 8192,
         };
         let (wal, data) = (disk.open("wal"), disk.open("data"));
         let opened = Shard::open(sim.env(), wal, data, BlockCache::new(1 << 20), shard_options);

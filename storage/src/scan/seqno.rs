@@ -110,7 +110,7 @@ impl SeqnoScan {
         let (parts, epoch) = view.parts();
         SeqnoScan {
             view,
-            next: from,
+            next: from.max(Seqno(1)),
             parts,
             epoch,
             cursor: (0, 0),

@@ -58,6 +58,8 @@ pub struct ShardOptions {
     pub grow_bytes: u64,
     /// A flush takes the oldest vbuckets until it has this many bytes.
     pub flush_bytes: usize,
+    /// Versions of a vbucket that stay in memory in seqno order after they were flushed, for streams that are nearly up to date.
+    pub window_versions_max: usize,
 }
 
 impl Default for ShardOptions {
@@ -67,6 +69,7 @@ impl Default for ShardOptions {
             memtable_bytes_max: 512 << 20,
             grow_bytes: 64 << 20,
             flush_bytes: 8 << 20,
+            window_versions_max: 8192,
         }
     }
 }
@@ -112,6 +115,10 @@ impl ShardCore {
 
     pub(crate) fn shard(&self) -> ShardId {
         self.geometry.shard
+    }
+
+    pub(crate) fn options(&self) -> &ShardOptions {
+        &self.options
     }
 
     pub(crate) fn shard_uuid(&self) -> u64 {

@@ -32,7 +32,7 @@ pub use fetch::Continuation;
 pub use flush::FlushError;
 pub(crate) use flush::Prepared;
 pub use view::{Parts, ReadView, Version, ViewError};
-pub use window::{SeqnoReading, WINDOW_VERSIONS_MAX};
+pub use window::SeqnoReading;
 pub use write::{NewVersion, WriteError};
 
 use crate::format::block::{BlockIdentity, BlockType};

@@ -17,9 +17,6 @@ use crate::item::Item;
 use crate::seqlist::{BatchLimits, Progress, RangeReader};
 use crate::types::Seqno;
 
-/// Versions that stay in the window of a vbucket on disk when they are flushed.
-pub const WINDOW_VERSIONS_MAX: usize = 8192;
-
 /// A reader in seqno order of a vbucket's versions in memory. What was kept for it goes as it moves on, and when it is dropped.
 pub struct SeqnoReading {
     reader: Option<RangeReader>,
@@ -138,7 +135,7 @@ impl VbStore {
         let state = &mut *self.state.borrow_mut();
         let flushed = state.version.flushed;
         let has_room = self.memory.has_resident_room(0);
-        let budget = if has_room { WINDOW_VERSIONS_MAX } else { 0 };
+        let budget = if has_room { self.core.options().window_versions_max } else { 0 };
         let Some(head_last) = state.versions.head_last() else { return false };
         if state.versions.len() <= budget || head_last > flushed {
             return false;

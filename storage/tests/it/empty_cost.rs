@@ -36,6 +36,7 @@ const OPTIONS: ShardOptions = ShardOptions {
     memtable_bytes_max: 1 << 20,
     grow_bytes: 256 << 10,
     flush_bytes: 1 << 20,
+    window_versions_max: 8192,
 };
 
 async fn open(env: Env, wal: &Rc<dyn Device>, data: &Rc<dyn Device>) -> Shard {

@@ -16,19 +16,19 @@ use ringbase_storage::vbstore::{ReadView, VbStore};
 
 use crate::world::{Model, VBUCKETS, VbModel, document, documents_of, new_world, open_shard, put, rng};
 
-const MEMORY: BucketId = BucketId(7);
-const VB: VbId = VbId(1);
+pub(crate) const MEMORY: BucketId = BucketId(7);
+pub(crate) const VB: VbId = VbId(1);
 const KEYS: u32 = 60;
 
 type Moment = BTreeMap<Vec<u8>, (u64, Option<Vec<u8>>)>;
 
 type Documents = Vec<(Vec<u8>, u64, Vec<u8>)>;
 
-fn memory_bucket() -> BucketDesc {
+pub(crate) fn memory_bucket() -> BucketDesc {
     BucketDesc { id: MEMORY, uuid: 7, name: "memory".into(), config: String::new() }
 }
 
-fn empty_model() -> Model {
+pub(crate) fn empty_model() -> Model {
     Model::new((0..VBUCKETS).map(|_| VbModel::default()).collect::<Vec<_>>().into())
 }
 
@@ -83,12 +83,12 @@ async fn write_some(store: &Rc<VbStore>, model: &Model, random: &mut Xoshiro256P
 }
 
 /// Purges tombstones to the end of a round.
-fn purge(store: &VbStore) {
+pub(crate) fn purge(store: &VbStore) {
     while store.purge_tombstones(1) {}
 }
 
 /// How much is set aside. What ended readers held goes in a task of its own, which may take a while to come to at most `expected`.
-async fn stale_at_rest(store: &VbStore, expected: u64) -> u64 {
+pub(crate) async fn stale_at_rest(store: &VbStore, expected: u64) -> u64 {
     let stale = || store.versions_stats().stale;
     for _ in 0..20 {
         if stale() <= expected {
@@ -141,7 +141,7 @@ async fn live(store: &Rc<VbStore>, model: &Model, random: &mut Xoshiro256PlusPlu
     ended
 }
 
-fn memory_vbucket(shard: &Shard) -> Rc<VbStore> {
+pub(crate) fn memory_vbucket(shard: &Shard) -> Rc<VbStore> {
     shard.vbucket(MEMORY, VB).unwrap()
 }
 

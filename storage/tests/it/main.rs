@@ -14,6 +14,7 @@ mod fuzz_corpus;
 mod image_bytes;
 mod inspect;
 mod interleaved_runs;
+mod range_reads;
 mod real_ring;
 mod ring;
 mod scan_speed;

@@ -26,6 +26,7 @@ pub(crate) const OPTIONS: ShardOptions = ShardOptions {
     memtable_bytes_max: 1 << 20,
     grow_bytes: 256 << 10,
     flush_bytes: 32 << 10,
+    window_versions_max: 40,
 };
 
 /// One write as the model remembers it.

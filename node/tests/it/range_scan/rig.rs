@@ -35,6 +35,7 @@ const OPTIONS: ShardOptions = ShardOptions {
     memtable_bytes_max: 4 << 20,
     grow_bytes: 1 << 20,
     flush_bytes: 32 << 10,
+    window_versions_max: 8192,
 };
 
 /// A clock that panics when told to: a bug in the middle of a read.

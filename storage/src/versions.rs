@@ -72,6 +72,8 @@ pub struct VersionsStats {
     pub stale_meta_bytes: u64,
     /// Versions kept and given up again, and tombstones purged, since the start.
     pub purged: u64,
+    /// The tombstones among them.
+    pub purged_tombstones: u64,
     /// Live readers.
     pub readers: u64,
     /// From the lowest position to the highest end of the readers in seqno order; 0 and 0 if there is none.
@@ -231,6 +233,7 @@ impl Versions {
         }
         self.remove_newest(tombstone);
         self.stats.purged += 1;
+        self.stats.purged_tombstones += 1;
         true
     }
 

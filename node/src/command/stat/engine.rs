@@ -93,6 +93,12 @@ fn general(engine: &Engine, query: &StatQuery, part: &mut StatPart) {
         for name in ["ep_queue_size", "vb_active_queue_size"] {
             part.sum(name, stats.memtable_items);
         }
+        let versions = store.versions_stats();
+        part.sum("seqlist_memory", versions.list_bytes);
+        part.sum("key_index_memory", versions.index_bytes);
+        part.sum("seqlist_stale_count", versions.stale);
+        part.sum("seqlist_stale_value_bytes", versions.stale_value_bytes);
+        part.sum("seqlist_stale_metadata_bytes", versions.stale_meta_bytes);
         part.sum("ep_diskqueue_memory", stats.memtable_bytes);
         part.sum("ep_db_data_size", stats.disk_bytes);
         part.sum("key_runs", stats.runs);
@@ -127,6 +133,27 @@ fn details(store: &VbStore, stats: &VbStats, part: &mut StatPart) {
         ("views", stats.views),
     ] {
         part.of_vbucket(vb, name, number);
+    }
+    let versions = store.versions_stats();
+    for (name, number) in [
+        ("seqlist_count", versions.versions),
+        ("seqlist_high_seqno", stats.high_seqno.0),
+        ("seqlist_purged_count", versions.purged),
+        ("seqlist_range_read_begin", versions.range_read_begin),
+        ("seqlist_range_read_end", versions.range_read_end),
+        ("seqlist_range_read_count", versions.readers),
+        ("seqlist_stale_count", versions.stale),
+        ("seqlist_stale_value_bytes", versions.stale_value_bytes),
+        ("seqlist_stale_metadata_bytes", versions.stale_meta_bytes),
+        ("seqlist_resident_from", versions.resident_from),
+        ("seqlist_memory", versions.list_bytes),
+        ("key_index_memory", versions.index_bytes),
+    ] {
+        part.of_vbucket(vb, name, number);
+    }
+    if store.is_ephemeral() {
+        part.of_vbucket(vb, "seqlist_deleted_count", stats.tombstones);
+        part.of_vbucket(vb, "ht_tombstone_purged_count", versions.purged_tombstones);
     }
 }
 

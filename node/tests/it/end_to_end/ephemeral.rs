@@ -77,6 +77,13 @@ fn a_bucket_in_memory_serves_and_scans_like_one_on_disk_and_is_empty_after_a_res
                 store(&mut connection, &key, b"new").unwrap();
             }
         }
+        // T4.14: what is kept for the scans can be seen.
+        let number = |connection: &mut Connection, name: &str| -> u64 {
+            stat(connection, "", name).unwrap().parse().unwrap()
+        };
+        assert_eq!(number(&mut connection, "seqlist_stale_count"), 2_000);
+        assert_eq!(number(&mut connection, "seqlist_stale_value_bytes"), 4 * 2_000);
+        assert!(number(&mut connection, "seqlist_stale_metadata_bytes") >= (9 + 24) * 2_000);
         let mut found = Documents::new();
         for mut scan in scans {
             let state = scan.advance(&mut connection, ContinueLimits::default(), &mut |record| {
@@ -88,6 +95,15 @@ fn a_bucket_in_memory_serves_and_scans_like_one_on_disk_and_is_empty_after_a_res
             assert_eq!(state.unwrap(), ScanState::Complete);
         }
         assert!(found == model, "a scan shows the moment of its create");
+        eventually("what was kept goes", || number(&mut connection, "seqlist_stale_count") == 0);
+        assert_eq!(number(&mut connection, "seqlist_stale_metadata_bytes"), 0);
+        let listed: u64 = (0..VBUCKETS)
+            .map(|vb| {
+                stat(&mut connection, &format!("vbucket-details {vb}"), &format!("vb_{vb}:seqlist_count"))
+            })
+            .map(|count| count.unwrap().parse::<u64>().unwrap())
+            .sum();
+        assert_eq!(listed, 2_000, "a document or a tombstone for each key");
         assert_eq!(all_documents(&mut connection).len(), 2_000 - 667);
 
         drop(connection);

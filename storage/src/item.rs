@@ -364,6 +364,17 @@ impl Item {
         // SAFETY: the caller guarantees that `raw` was made from a handle, so it is not null.
         Item(unsafe { NonNull::new_unchecked(raw as *mut Head) })
     }
+
+    /// A look at the item at `raw` without a count of its own.
+    ///
+    /// # Safety
+    /// `raw` comes from [`Item::into_raw`], and until `'g` ends its count is not given up: a pin behind `'g` delays that, or the caller owns it.
+    #[inline]
+    pub(crate) unsafe fn borrow_raw<'g>(raw: usize) -> ItemRef<'g> {
+        // SAFETY: the caller guarantees where it comes from; the handle made here is never dropped.
+        let item = unsafe { Item::from_raw(raw) };
+        ItemRef { item: ManuallyDrop::new(item), lives: PhantomData }
+    }
 }
 
 /// A look at an item that somebody else keeps alive; [`Clone::clone`] on what it shows takes a count.
@@ -378,17 +389,6 @@ impl<'g> ItemRef<'g> {
     #[inline]
     pub fn of(item: &'g Item) -> ItemRef<'g> {
         ItemRef { item: ManuallyDrop::new(Item(item.0)), lives: PhantomData }
-    }
-
-    /// A look at the item at `raw` without a count of its own.
-    ///
-    /// # Safety
-    /// `raw` comes from [`Item::into_raw`], and until `'g` ends its count is not given up: a pin behind `'g` delays that, or the caller owns it.
-    #[inline]
-    pub(crate) unsafe fn of_raw(raw: usize) -> ItemRef<'g> {
-        // SAFETY: the caller guarantees where it comes from; the handle made here is never dropped.
-        let item = unsafe { Item::from_raw(raw) };
-        ItemRef { item: ManuallyDrop::new(item), lives: PhantomData }
     }
 }
 

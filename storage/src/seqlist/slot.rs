@@ -58,7 +58,7 @@ pub(super) unsafe fn show<'g>(word: usize) -> Option<Shown<'g>> {
     }
     if !is_stale(word) {
         // SAFETY: the slot's count is given up through the epoch, which the caller has pinned, or is held by the caller.
-        let item = unsafe { ItemRef::<'g>::of_raw(word) };
+        let item = unsafe { Item::borrow_raw(word) };
         return Some(Shown { item, superseded: None });
     }
     // SAFETY: the node is retired through the epoch, which the caller has pinned, or is held by the caller.

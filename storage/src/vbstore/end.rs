@@ -7,9 +7,11 @@
 //! Does not know: why the bucket goes.
 
 use super::VbStore;
-use crate::hashtable::HashTable;
 use crate::memtable::Memtable;
 use crate::mutant::{Mutant, is_on};
+
+/// Buckets of the hash table that one slice of forgetting empties.
+const BUCKETS_A_SLICE: usize = 64;
 
 impl VbStore {
     /// No manifest names it any more: lets go of everything that it has in memory and on disk.
@@ -23,14 +25,16 @@ impl VbStore {
         }
         state.active = Memtable::default();
         state.frozen.clear();
-        state.table = HashTable::default();
+        let mut table = std::mem::take(&mut state.table);
         state.marks_bytes = 0;
-        let mut gone = std::mem::take(&mut state.versions);
+        let mut versions = std::mem::take(&mut state.versions);
+        state.overhead_booked = 0;
         let core = self.core.clone();
         core.env().clone().spawn("forget", async move {
-            while gone.drain_slice() {
+            while !table.drain_slice(BUCKETS_A_SLICE) || versions.drain_slice() {
                 core.env().relax().await;
             }
+            crate::epoch::collect();
         });
         self.wake_waiters();
     }

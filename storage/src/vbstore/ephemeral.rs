@@ -74,7 +74,7 @@ impl MemoryView {
     pub(super) fn contains(&self, seqno: Seqno) -> bool {
         let state = self.store.state.borrow();
         state.versions.at_or_kept(seqno).is_some_and(|item| {
-            let shown = state.versions.visible(item.key(), state.table.get(item.key()), self.end);
+            let shown = state.versions.visible(item.key(), state.table.get(item.key()).as_deref(), self.end);
             shown.is_some_and(|shown| shown.seqno() == seqno && !shown.is_deleted())
         })
     }
@@ -83,7 +83,7 @@ impl MemoryView {
     #[must_use]
     pub fn get(&self, key: &[u8]) -> Option<Item> {
         let state = self.store.state.borrow();
-        state.versions.visible(key, state.table.get(key), self.end)
+        state.versions.visible(key, state.table.get(key).as_deref(), self.end)
     }
 }
 
@@ -128,7 +128,10 @@ impl VbStore {
 
     /// Drops the key index if no view has been opened since `before_ns` on the monotonic clock and none is open. Returns whether there is one left.
     pub fn drop_idle_index(&self, before_ns: u64) -> bool {
-        self.state.borrow_mut().versions.drop_idle_index(before_ns)
+        let state = &mut *self.state.borrow_mut();
+        let is_left = state.versions.drop_idle_index(before_ns);
+        state.book_overhead(&self.memory);
+        is_left
     }
 
     /// Newest versions from `from` on, in seqno order, and the seqno to go on from (`None` at the end): for whoever expires, deletes or counts the
@@ -170,6 +173,7 @@ impl VbStore {
             state.counts.purge_seqno = state.counts.purge_seqno.max(seqno);
         }
         self.memory.add_resident(-(freed as i64));
+        state.book_overhead(&self.memory);
         next.is_some()
     }
 

@@ -83,11 +83,12 @@ impl VbStore {
                 self.memory.add_resident(item.resident_bytes() as i64);
             }
             state.table.insert(in_window.unwrap_or_else(|| item.clone()));
+            state.book_overhead(&self.memory);
         }
         drop(state);
         for then in waiting {
             // The one before may have written the key.
-            let newest = self.state.borrow().table.get(key).cloned();
+            let newest = self.state.borrow().table.get(key).map(|item| item.clone());
             then(self, newest.map_or_else(|| found.clone(), |item| Ok(Found::Version(item))));
         }
     }

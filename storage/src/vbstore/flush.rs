@@ -204,7 +204,7 @@ impl VbStore {
                 }
             }
         }
-        state.table.shrink();
+        state.book_overhead(&self.memory);
         self.set_persisted(table.last());
         table.set_flushed();
         self.spawn_tidy();

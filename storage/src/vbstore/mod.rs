@@ -137,6 +137,8 @@ struct State {
     marks_bytes: u64,
     /// Versions in memory in order; all there are, if the vbucket lives in memory only, which has neither memtables nor a version on disk.
     versions: Versions,
+    /// Bytes of table, list and key index that are booked.
+    overhead_booked: usize,
     /// Where the next slice of a purge begins.
     purge_from: Seqno,
 }
@@ -189,6 +191,7 @@ impl VbStore {
             fetching: hashbrown::HashMap::default(),
             marks_bytes,
             versions: Versions::new(counts.flushed_seqno),
+            overhead_booked: 0,
             purge_from: Seqno(0),
         };
         Rc::new_cyclic(|weak| VbStore {
@@ -309,7 +312,7 @@ impl VbStore {
     /// The resident version of a key if it has exactly this seqno: what a scan may use instead of the disk.
     #[must_use]
     pub fn resident(&self, key: &[u8], seqno: Seqno) -> Option<Item> {
-        self.state.borrow().table.get(key).filter(|item| item.seqno() == seqno).cloned()
+        self.state.borrow().table.get(key).filter(|item| item.seqno() == seqno).map(|item| item.clone())
     }
 
     /// Waits on the clock of the vbucket's host.

@@ -142,6 +142,7 @@ impl VbStore {
         }
         let (freed, _) = state.trim(head_last.next());
         self.memory.add_resident(-(freed as i64));
+        state.book_overhead(&self.memory);
         true
     }
 }

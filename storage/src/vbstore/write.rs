@@ -174,6 +174,14 @@ impl super::State {
         let old = old.or(replaced.map(|replaced| replaced.item));
         let freed = old.filter(|_| !is_kept).map_or(0, |old| old.resident_bytes());
         memory.add_resident(item.resident_bytes() as i64 - freed as i64 - settled as i64);
+        self.book_overhead(memory);
+    }
+
+    /// Books what table, list and key index take beside the versions.
+    pub(super) fn book_overhead(&mut self, memory: &BucketMemory) {
+        let overhead = self.table.overhead_bytes() + self.versions.bytes();
+        memory.add_resident(overhead as i64 - self.overhead_booked as i64);
+        self.overhead_booked = overhead;
     }
 
     fn count(&mut self, item: &Item, former: Former) {

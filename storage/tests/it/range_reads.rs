@@ -158,13 +158,13 @@ fn a_range_read_opens_in_the_middle_of_a_purge_and_the_purge_goes_on() {
     sim.block_on(async {
         shard.create_bucket_in(memory_bucket(), Home::Memory).await.unwrap();
         let (store, model) = (memory_vbucket(&shard), empty_model());
-        for n in 0..900u32 {
+        for n in 0..700u32 {
             put(&store, &model, format!("\0{n:04}").as_bytes(), None).await.unwrap();
         }
         put(&store, &model, b"\0last", Some(b"1")).await.unwrap();
         assert!(store.purge_tombstones(u32::MAX), "a round has more than one slice");
         let purged = store.purge_seqno();
-        assert!(purged > Seqno(0) && purged < Seqno(900));
+        assert!(purged > Seqno(0) && purged < Seqno(700));
         let mut reading = Running::open(&store, &model, 1).await;
         assert_eq!(reading.scan.purge_seqno(), purged);
         while store.purge_tombstones(u32::MAX) {}
@@ -178,7 +178,7 @@ fn a_range_read_opens_in_the_middle_of_a_purge_and_the_purge_goes_on() {
         assert!(reading.step(5000).await);
         drop(reading);
         while store.purge_tombstones(u32::MAX) {}
-        assert_eq!((store.purge_seqno(), store.stats().tombstones), (Seqno(900), 0));
+        assert_eq!((store.purge_seqno(), store.stats().tombstones), (Seqno(700), 0));
     });
 }
 
@@ -189,7 +189,7 @@ fn a_range_read_of_a_deleted_bucket_says_so() {
     sim.block_on(async {
         shard.create_bucket_in(memory_bucket(), Home::Memory).await.unwrap();
         let (store, model) = (memory_vbucket(&shard), empty_model());
-        for n in 0..1000u32 {
+        for n in 0..500u32 {
             put(&store, &model, format!("\0{n:04}").as_bytes(), Some(b"1")).await.unwrap();
         }
         let (mut begun, mut fresh) =
@@ -206,7 +206,7 @@ fn a_range_read_of_a_deleted_bucket_says_so() {
                 })
                 .await;
             assert!(matches!(ended, Err(ReadError::Gone)), "{ended:?} after {shown}");
-            assert!(shown < 1000);
+            assert!(shown < 500);
         }
     });
 }

@@ -149,6 +149,10 @@ pub struct ServeArgs {
     /// Microseconds that an idle core spins before it sleeps; 0 when clients run on the same cores [default: 0].
     #[arg(long, value_name = "MICROSECONDS")]
     pub spin_us: Option<u64>,
+    /// Whether the core of a connection answers reads of documents that another core owns by looking at that core's table, instead of asking it
+    /// [default: true].
+    #[arg(long, value_name = "BOOL")]
+    pub direct_reads: Option<bool>,
     /// What is logged: `error`, `warn`, `info`, `debug`, `trace`, or a filter like `ringbase=debug,info` [default: info].
     #[arg(long, value_name = "FILTER")]
     pub log: Option<String>,
@@ -222,6 +226,8 @@ pub struct Config {
     pub handshake: Duration,
     /// Spinning of an idle core.
     pub spin: Duration,
+    /// Reads of other cores' documents without asking them.
+    pub direct_reads: bool,
     /// Log filter.
     pub log: String,
 }
@@ -263,6 +269,7 @@ impl ServeArgs {
             max_connections: self.max_connections.or(file.max_connections),
             handshake_seconds: self.handshake_seconds.or(file.handshake_seconds),
             spin_us: self.spin_us.or(file.spin_us),
+            direct_reads: self.direct_reads.or(file.direct_reads),
             log: self.log.or(file.log),
         })
     }
@@ -348,6 +355,7 @@ impl ServeArgs {
             max_connections,
             handshake: Duration::from_secs(args.handshake_seconds.unwrap_or(30).max(1)),
             spin: Duration::from_micros(spin_us),
+            direct_reads: args.direct_reads.unwrap_or(true),
             log: args.log.unwrap_or_else(|| "info".into()),
         })
     }

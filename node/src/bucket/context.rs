@@ -8,6 +8,7 @@
 
 use std::cell::Cell;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use ringbase_storage::env::Env;
 use ringbase_storage::sync::Event;
@@ -16,6 +17,7 @@ use ringbase_storage::vbstore::VbStore;
 
 use super::expiry;
 use super::settings::BucketSettings;
+use super::shared::{SharedBucket, SharedVbucket};
 use super::tally::Tally;
 
 /// What commands on a bucket need beside its vbuckets.
@@ -164,6 +166,7 @@ pub struct LocalBucket {
     /// Settings and counters, shared with requests that wait for the disk.
     pub context: Rc<BucketContext>,
     pub(super) stores: Vec<Option<Rc<VbStore>>>,
+    pub(super) shared: Arc<SharedBucket>,
 }
 
 impl LocalBucket {
@@ -172,6 +175,13 @@ impl LocalBucket {
     #[inline]
     pub fn vbucket(&self, vb: VbId) -> Option<&Rc<VbStore>> {
         self.stores.get(usize::from(vb.0))?.as_ref()
+    }
+
+    /// A vbucket as every core may look at it.
+    #[must_use]
+    #[inline]
+    pub fn shared(&self, vb: VbId) -> Option<&SharedVbucket> {
+        self.shared.vbucket(vb)
     }
 
     /// Its vbuckets on this core, in order.

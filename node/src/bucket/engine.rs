@@ -24,6 +24,7 @@ use ringbase_storage::vbstore::VbStore;
 use super::context::{BucketContext, LocalBucket};
 use super::set::BucketSet;
 use super::settings::{BucketSettings, SettingsError};
+use super::shared::SharedBuckets;
 use super::{ephemeral, pager};
 use crate::range_scan::{ActiveVbuckets, VbAddress};
 
@@ -92,6 +93,7 @@ pub struct Engine {
     shard_count: u16,
     vbucket_count: u16,
     document_bytes: u64,
+    shared: SharedBuckets,
     buckets: RefCell<Vec<Rc<LocalBucket>>>,
 }
 
@@ -121,8 +123,15 @@ impl Engine {
             shard_count: geometry.shard_count,
             vbucket_count: geometry.vbucket_count,
             document_bytes,
+            shared: SharedBuckets::default(),
             buckets: RefCell::default(),
         })
+    }
+
+    /// Shares what may be looked at with the engines of other cores, which have `shared`, too.
+    #[must_use]
+    pub fn sharing(self, shared: SharedBuckets) -> Engine {
+        Engine { shared, ..self }
     }
 
     /// Brings the buckets of the shards here into line with those of shard 0, after a stop that may have come within a change.
@@ -175,14 +184,20 @@ impl Engine {
             }
         }
         let vbuckets = 0..self.vbucket_count;
-        let stores =
-            vbuckets.map(|vb| self.shards.iter().find_map(|shard| shard.vbucket(bucket.id, VbId(vb))));
+        let stores: Vec<Option<Rc<VbStore>>> = vbuckets
+            .map(|vb| self.shards.iter().find_map(|shard| shard.vbucket(bucket.id, VbId(vb))))
+            .collect();
+        let shared = self.shared.bucket(bucket.id, self.vbucket_count);
+        for store in stores.iter().flatten() {
+            shared.offer(store.id(), store.table_reader());
+        }
         let local = Rc::new(LocalBucket {
             id: bucket.id,
             name: bucket.name.clone(),
             uuid: bucket.uuid,
             context: BucketContext::new(self.env.clone(), settings),
-            stores: stores.collect(),
+            stores,
+            shared,
         });
         pager::start(&local);
         if settings.home() == Home::Memory {
@@ -215,6 +230,7 @@ impl Engine {
         };
         if let Some(gone) = gone {
             gone.context.withdraw().await;
+            self.shared.forget(id);
         }
     }
 

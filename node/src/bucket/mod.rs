@@ -1,7 +1,7 @@
 //! Buckets: the named data sets of a node, and what a request may do to a document of one.
 //!
 //! Bottom up: [`expiry`] (when a document ends), [`settings`] (what a bucket's text says), [`tally`] (what is counted), [`set`] (which buckets
-//! there are), [`context`] (a bucket on a core), [`document`] (one key's next version by memcached's rules), `pager` (expired documents that
+//! there are), [`shared`] (what other cores may look at), [`context`] (a bucket on a core), [`document`] (one key's next version by memcached's rules), `pager` (expired documents that
 //! nobody asks for), `ephemeral` (purging and room in memory), [`engine`] (the
 //! shards of one core and their buckets), [`lifecycle`] (buckets come and go on all shards).
 //!
@@ -14,6 +14,7 @@
 pub mod expiry;
 pub mod set;
 pub mod settings;
+pub mod shared;
 pub mod tally;
 
 pub mod context;
@@ -31,4 +32,5 @@ pub use engine::{Engine, EngineError, shard_of};
 pub use lifecycle::{BucketChange, ChangeError, Cores, Lifecycle, Step};
 pub use set::BucketSet;
 pub use settings::{BucketSettings, BucketType};
+pub use shared::{SharedBuckets, SharedVbucket};
 pub use tally::Tally;

@@ -39,7 +39,7 @@ mod tests;
 pub use accept::{Closing, Next, must_run_alone};
 pub use bucket::BucketJob;
 pub use catalog::{Catalog, CatalogBucket, CatalogOptions};
-pub use data::{Outcome, Reply, execute};
+pub use data::{Outcome, Reply, execute, look};
 pub use param::ParamChange;
 pub use request::Request;
 pub use respond::Responder;

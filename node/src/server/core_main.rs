@@ -22,7 +22,7 @@ use ringbase_storage::shard::{FormatOptions, RecoveryReport, Shard, ShardOptions
 use ringbase_storage::types::{BucketId, ShardId};
 
 use super::{Orders, Step};
-use crate::bucket::Engine;
+use crate::bucket::{Engine, SharedBuckets};
 use crate::config::Config;
 use crate::core::doorbell::DoorbellWaiter;
 use crate::core::event::Event;
@@ -57,6 +57,8 @@ pub(super) struct CorePlan {
     pub(super) mail: CoreMail,
     pub(super) admission: Arc<Admission>,
     pub(super) orders: Arc<Orders>,
+    /// What the cores may look at of each other's buckets.
+    pub(super) shared: SharedBuckets,
 }
 
 /// The shards of a core are open.
@@ -108,6 +110,7 @@ async fn live(plan: CorePlan, tell: &impl Fn(CoreReport)) -> Result<(), String> 
     let (shards, reports) = open_shards(&plan, &env, &ring).await?;
     let document_bytes = plan.config.memory_bytes / 5 * 2;
     let engine = Engine::new(env.clone(), shards.clone(), document_bytes).map_err(|error| whole(&error))?;
+    let engine = engine.sharing(plan.shared.clone());
     tell(CoreReport::Ready(Ready {
         ring: facts,
         buckets: engine.authority().map(Shard::buckets),
@@ -138,6 +141,7 @@ async fn live(plan: CorePlan, tell: &impl Fn(CoreReport)) -> Result<(), String> 
             send_size: config.send_size,
             readers_max: 0,
         },
+        direct_reads: config.direct_reads,
     };
     let service = CoreService::start(parts, plan.mail).await;
     let settings = NetSettings { handshake_timeout: config.handshake, ..NetSettings::default() };

@@ -24,7 +24,7 @@ use signal_hook::iterator::Signals;
 
 use crate::auth::Users;
 use crate::auth::users::{UsersError, os_random};
-use crate::bucket::BucketSet;
+use crate::bucket::{BucketSet, SharedBuckets};
 use crate::check::preflight;
 use crate::command::{Catalog, CatalogOptions};
 use crate::config::{Config, ConfigError};
@@ -236,6 +236,7 @@ pub fn serve(config: &Config, ready: impl FnOnce(&ReadyLine)) -> Result<(), Serv
     let bucket_uuid = uuid::Uuid::new_v4().as_u128();
     let mut running: Vec<(CoreThread<()>, Arc<Orders>)> = Vec::new();
     let mails = core_mail(cores);
+    let shared = SharedBuckets::default();
     for ((index, listener), mail) in (0..cores).zip(listeners).zip(mails) {
         let core = CoreId(index as u16);
         let bell =
@@ -260,6 +261,7 @@ pub fn serve(config: &Config, ready: impl FnOnce(&ReadyLine)) -> Result<(), Serv
             mail,
             admission: admission.clone(),
             orders: orders.clone(),
+            shared: shared.clone(),
         };
         let watch = Watch { core, events: events.clone(), ended: false };
         let thread = executor::start(core, cpus[index], &settings, move || async move {

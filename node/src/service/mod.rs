@@ -27,7 +27,9 @@ use ringbase_storage::env::Env;
 use ringbase_storage::io::ring::Ring;
 
 use crate::bucket::{Engine, Lifecycle};
-use crate::command::{self, Catalog, Next, Outcome, Reply, Request, SessionView, execute, must_run_alone};
+use crate::command::{
+    self, Catalog, Next, Outcome, Reply, Request, SessionView, execute, look, must_run_alone,
+};
 use crate::core::CoreId;
 use crate::core::mailbox::{MailboxEnds, Mailboxes, mailboxes};
 use crate::net::{self, Connection, Order, Ticket};
@@ -65,15 +67,33 @@ pub struct CoreParts {
     pub catalog: Arc<Catalog>,
     /// Range scans.
     pub scans: RangeScanConfig,
+    /// Whether a connection's core reads documents of other cores by a look at their tables.
+    pub direct_reads: bool,
 }
 
 /// A request that waits for its answer from another core.
 enum Waiting {
-    Answer { ticket: Ticket, opcode: Opcode, received_ns: u64 },
+    Answer { ticket: Ticket, opcode: Opcode, received_ns: u64, under_way: Option<UnderWayElsewhere> },
     Scan(Rc<scans::Delivery>),
     Stat(stats::Gathering),
     Bucket(buckets::Changing),
     Step(Rc<buckets::Round>),
+}
+
+/// A request of a connection that another core has; while there is one, nothing is read past it.
+struct UnderWayElsewhere(Rc<Cell<u32>>);
+
+impl UnderWayElsewhere {
+    fn begin(count: &Rc<Cell<u32>>) -> UnderWayElsewhere {
+        count.set(count.get() + 1);
+        UnderWayElsewhere(count.clone())
+    }
+}
+
+impl Drop for UnderWayElsewhere {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
 }
 
 /// What the service knows of a connection.
@@ -82,6 +102,8 @@ pub struct Session {
     connection: Rc<Connection>,
     /// Whether it has sent range scan requests: then every core must know when it goes.
     scans: Cell<bool>,
+    /// Requests that other cores have and have not answered.
+    elsewhere: Rc<Cell<u32>>,
 }
 
 /// See the module.
@@ -93,6 +115,7 @@ pub struct CoreService {
     hosts: Vec<CoreId>,
     shared: Rc<command::session::Shared>,
     scans: RangeScans,
+    direct_reads: bool,
     /// On the core that decides which buckets exist.
     lifecycle: Option<Rc<Lifecycle>>,
     timings: Rc<CoreTimings>,
@@ -105,7 +128,7 @@ pub struct CoreService {
 impl CoreService {
     /// Starts the service and connects it with the other cores', which must all do the same.
     pub async fn start(parts: CoreParts, mail: CoreMail) -> Rc<CoreService> {
-        let CoreParts { core, env, engine, ring, hosts, catalog, scans } = parts;
+        let CoreParts { core, env, engine, ring, hosts, catalog, scans, direct_reads } = parts;
         let engine = Rc::new(engine);
         let timings = Rc::new(CoreTimings::default());
         let lifecycle = engine.authority().map(|authority| {
@@ -116,6 +139,7 @@ impl CoreService {
             shared: command::session::Shared::new(Catalog::clone(&catalog), env.clone()),
             lifecycle,
             scans: RangeScans::new(env.clone(), engine.clone(), scans),
+            direct_reads,
             env,
             engine,
             ring,
@@ -197,6 +221,16 @@ impl CoreService {
         }
     }
 
+    /// Whether a request for another core was answered by a look at what that core shares.
+    fn looked(&self, session: &Session, view: &SessionView, request: &Request<'_>, ticket: &Ticket) -> bool {
+        if !self.direct_reads || session.elsewhere.get() != 0 {
+            return false;
+        }
+        let mut has_answered = false;
+        ticket.write(|out| has_answered = look(&self.engine, view, request, out));
+        has_answered
+    }
+
     fn execute_there(&self, host: CoreId, view: SessionView, request: &Request<'_>, waiting: Waiting) {
         let token = self.wait_for(waiting);
         let mut frame = Vec::with_capacity(request.frame.frame_bytes());
@@ -241,6 +275,7 @@ impl net::Service for CoreService {
             command: RefCell::new(session),
             connection: connection.clone(),
             scans: Cell::new(false),
+            elsewhere: Rc::default(),
         })
     }
 
@@ -275,9 +310,14 @@ impl net::Service for CoreService {
                 let host = self.host_of(&request);
                 if host == self.core {
                     self.execute_here(&view, &request, ticket);
-                } else {
-                    let waiting = Waiting::Answer { ticket, opcode: request.opcode(), received_ns };
+                } else if !self.looked(session, &view, &request, &ticket) {
+                    let under_way = Some(UnderWayElsewhere::begin(&session.elsewhere));
+                    let opcode = request.opcode();
+                    let waiting = Waiting::Answer { ticket, opcode, received_ns, under_way };
                     self.execute_there(host, view, &request, waiting);
+                } else {
+                    ticket.silent();
+                    self.answered(request.opcode(), received_ns);
                 }
             }
             Next::RangeScan(request) => {

@@ -119,7 +119,8 @@ impl CoreService {
             return;
         }
         if host != self.core {
-            return self.execute_there(host, view, request, Waiting::Answer { ticket, opcode, received_ns });
+            let waiting = Waiting::Answer { ticket, opcode, received_ns, under_way: None };
+            return self.execute_there(host, view, request, waiting);
         }
         let weak = self.weak.clone();
         self.create_or_cancel(&view, request, move |frame| {

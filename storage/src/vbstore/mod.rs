@@ -37,7 +37,7 @@ pub use write::{NewVersion, WriteError};
 
 use crate::format::block::{BlockIdentity, BlockType};
 use crate::format::manifest_record::{VbCounts, VbState};
-use crate::hashtable::HashTable;
+use crate::hashtable::{HashTable, TableReader};
 use crate::item::Item;
 use crate::memtable::Memtable;
 use crate::reader::ReadError;
@@ -307,6 +307,12 @@ impl VbStore {
             return Lookup::OnDisk;
         }
         Lookup::Known(Found::Absent)
+    }
+
+    /// A handle on the newest resident versions for readers on other cores.
+    #[must_use]
+    pub fn table_reader(&self) -> TableReader {
+        self.state.borrow_mut().table.reader()
     }
 
     /// The resident version of a key if it has exactly this seqno: what a scan may use instead of the disk.

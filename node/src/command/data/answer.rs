@@ -39,6 +39,22 @@ pub(super) enum Detail {
     },
 }
 
+/// Appends the answer of a read.
+#[inline]
+pub(super) fn encode_document(
+    responder: &Responder,
+    env: &Env,
+    operation: Operation,
+    key: &[u8],
+    item: &Item,
+    out: &mut Vec<u8>,
+) {
+    let key = if operation == Operation::GetWithKey { key } else { &[] };
+    let (flags, datatype) = (item.flags().to_be_bytes(), responder.visible(Datatype(item.datatype())));
+    let response = responder.success(env).cas(item.cas()).datatype(datatype);
+    response.extras(&flags).key(key).value(item.value()).encode(out);
+}
+
 impl Answer {
     /// Appends the frame, or nothing for a quiet opcode. `key` is the key as it was received.
     #[inline]
@@ -57,10 +73,7 @@ impl Answer {
         let response = responder.success(env);
         match self.operation {
             Operation::Get | Operation::GetWithKey | Operation::GetAndTouch => {
-                let key = if self.operation == Operation::GetWithKey { key } else { &[] };
-                let (flags, value) = (meta.flags.to_be_bytes(), self.item.value());
-                let datatype = responder.visible(Datatype(meta.datatype));
-                response.cas(meta.cas).datatype(datatype).extras(&flags).key(key).value(value).encode(out);
+                encode_document(responder, env, self.operation, key, &self.item, out);
             }
             Operation::GetMeta => {
                 let (extras, len) = self.meta_extras();

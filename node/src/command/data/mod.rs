@@ -13,6 +13,7 @@
 //! Does not know: sessions, sockets, other cores; the rules of documents are in `bucket::document`.
 
 mod answer;
+mod look;
 mod operation;
 mod wait;
 
@@ -21,6 +22,7 @@ mod model;
 #[cfg(test)]
 mod tests;
 
+pub use look::look;
 pub(super) use operation::Operation;
 
 use ringbase_storage::vbstore::{Lookup, VbStore};

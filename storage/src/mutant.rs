@@ -28,6 +28,10 @@ pub enum Mutant {
     KeepGoneBlocks,
     /// A bucket is created in the deciding shard before the others have it.
     AuthorityFirst,
+    /// What a hash table takes out is freed while a reader may look at it.
+    FreeWithoutGrace,
+    /// A hash table makes things visible to readers on other cores without ordering what is in them before.
+    PublishRelaxed,
 }
 
 #[cfg(any(test, feature = "sim"))]

@@ -280,7 +280,8 @@ impl MemoryView {
         let set_aside = || ephemeral.older.values().flatten().map(|older| &older.item);
         let item = ephemeral.at(seqno).or_else(|| set_aside().find(|item| item.seqno() == seqno));
         item.is_some_and(|item| {
-            let shown = ephemeral.visible(item.key(), state.table.get(item.key()), self.end);
+            let newest = state.table.get(item.key());
+            let shown = ephemeral.visible(item.key(), newest.as_deref(), self.end);
             shown.is_some_and(|shown| shown.seqno() == seqno && !shown.is_deleted())
         })
     }
@@ -289,7 +290,8 @@ impl MemoryView {
     #[must_use]
     pub fn get(&self, key: &[u8]) -> Option<Item> {
         let state = self.store.state.borrow();
-        state.ephemeral.as_ref()?.visible(key, state.table.get(key), self.end).cloned()
+        let newest = state.table.get(key);
+        state.ephemeral.as_ref()?.visible(key, newest.as_deref(), self.end).cloned()
     }
 }
 

@@ -7,6 +7,7 @@
 //! Does not know: why there is less room.
 
 use super::VbStore;
+use crate::hashtable::HashTable;
 
 /// Slots of the table that one slice looks at.
 const SLOTS_MAX: usize = 256;
@@ -14,7 +15,7 @@ const SLOTS_MAX: usize = 256;
 impl VbStore {
     /// Drops flushed versions from memory until the bucket has room in this shard again, or none is left.
     pub(crate) async fn evict_until_room(&self) {
-        let mut slot = Some(0);
+        let mut slot = Some(HashTable::TOP);
         while let Some(from) = slot.filter(|_| !self.memory.has_resident_room(0) && !self.has_ended()) {
             {
                 let state = &mut *self.state.borrow_mut();
@@ -32,6 +33,5 @@ impl VbStore {
             }
             self.core.env().spawn.yield_now().await;
         }
-        self.state.borrow_mut().table.shrink();
     }
 }

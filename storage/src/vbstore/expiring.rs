@@ -12,6 +12,7 @@
 use std::rc::Rc;
 
 use super::VbStore;
+use crate::hashtable::HashTable;
 use crate::reader::ReadError;
 use crate::run::{Cursor, ReadAhead, Run};
 
@@ -49,7 +50,7 @@ impl ExpiryScan {
     /// A scan for documents whose expiry is below `before`, in epoch seconds.
     #[must_use]
     pub fn new(store: Rc<VbStore>, before: u32) -> ExpiryScan {
-        ExpiryScan { store, before, stage: Stage::Memory { slot: 0 }, incomplete: false }
+        ExpiryScan { store, before, stage: Stage::Memory { slot: HashTable::TOP }, incomplete: false }
     }
 
     /// A key that was found could not be dealt with: what it was found in is looked at again next time.

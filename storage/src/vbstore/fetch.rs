@@ -83,7 +83,7 @@ impl VbStore {
         drop(state);
         for then in waiting {
             // The one before may have written the key.
-            let newest = self.state.borrow().table.get(key).cloned();
+            let newest = self.state.borrow().table.get(key).map(|item| item.clone());
             then(self, newest.map_or_else(|| found.clone(), |item| Ok(Found::Version(item))));
         }
     }

@@ -192,7 +192,6 @@ impl VbStore {
                 self.memory.add_resident(-evicted.map_or(0, |item| item.resident_bytes() as i64));
             }
         }
-        state.table.shrink();
         self.set_persisted(table.last());
         self.flushed_event.notify_all();
     }

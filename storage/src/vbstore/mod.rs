@@ -301,7 +301,7 @@ impl VbStore {
     /// The resident version of a key if it has exactly this seqno: what a scan may use instead of the disk.
     #[must_use]
     pub fn resident(&self, key: &[u8], seqno: Seqno) -> Option<Item> {
-        self.state.borrow().table.get(key).filter(|item| item.seqno() == seqno).cloned()
+        self.state.borrow().table.get(key).filter(|item| item.seqno() == seqno).map(|item| item.clone())
     }
 
     /// Waits on the clock of the vbucket's host.

@@ -42,7 +42,9 @@ impl CoreService {
                 self.execute_for(from, token, &view, received_ns, &frame);
             }
             Message::Answer { token, frame } => {
-                if let Some(Waiting::Answer { ticket, opcode, received_ns, under_way }) = self.take_waiting(token) {
+                if let Some(Waiting::Answer { ticket, opcode, received_ns, under_way }) =
+                    self.take_waiting(token)
+                {
                     drop(under_way);
                     ticket.reply(|out| out.extend_from_slice(&frame));
                     self.answered(opcode, received_ns);

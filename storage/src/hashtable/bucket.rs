@@ -177,9 +177,12 @@ impl<'g> Chain<'g> {
 
     /// Writer: puts `word` behind the last one. Whether that took another group.
     pub(super) fn push(self, word: usize) -> bool {
-        let empty = self.scan(|slot, found| {
-            if found == EMPTY { ControlFlow::Break(slot) } else { ControlFlow::Continue(()) }
-        });
+        let empty =
+            self.scan(
+                |slot, found| {
+                    if found == EMPTY { ControlFlow::Break(slot) } else { ControlFlow::Continue(()) }
+                },
+            );
         if let Some(slot) = empty {
             slot.store(word);
             return false;

@@ -155,7 +155,10 @@ mod tests {
             for hash in 0..1000 {
                 let (before, after) = (bucket_of(hash, buckets), bucket_of(hash, buckets + 1));
                 assert!(before < buckets);
-                assert!(after == before || after == buckets && before == parent_of(buckets), "{buckets} {hash}");
+                assert!(
+                    after == before || after == buckets && before == parent_of(buckets),
+                    "{buckets} {hash}"
+                );
             }
         }
     }

@@ -162,7 +162,7 @@ impl ProducerSettings {
     /// How documents are sent on a connection with `features`.
     #[must_use]
     pub fn document_form(&self, features: Features) -> DocumentForm {
-        DocumentForm::of(self.flags, features.has(Feature::Collections), self.expiry_opcode)
+        DocumentForm::of(self.flags, features, self.expiry_opcode)
     }
 
     /// Whether a stream may be asked for: with Collections or IncludeXattrs noops are mandatory.

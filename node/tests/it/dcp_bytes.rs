@@ -87,12 +87,13 @@ fn exercise_request(frame: &Frame<'_>) {
 fn exercise_stored(bytes: &[u8]) {
     let plain = Envelope::new(VbId(7), 0x0102_0304);
     let with_id = plain.with_stream_id(StreamId::MIN);
+    let all = Features::of(Feature::ALL);
     let times = OpenFlags::PRODUCER | OpenFlags::INCLUDE_DELETE_TIMES;
     for kind in [Kind::Mutation, Kind::Deletion, Kind::Expiration] {
-        for (flags, collections, envelope) in
-            [(times, true, plain), (times, true, with_id), (OpenFlags::PRODUCER, false, plain)]
+        for (flags, features, envelope) in
+            [(times, all, plain), (times, all, with_id), (OpenFlags::PRODUCER, Features::NONE, plain)]
         {
-            let form = DocumentForm::of(flags, collections, true);
+            let form = DocumentForm::of(flags, features, true);
             let mut out = Vec::new();
             match append_stored(bytes, kind, &form, envelope, &mut out) {
                 Ok(length) => {

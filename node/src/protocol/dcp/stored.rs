@@ -10,12 +10,13 @@
 //!
 //! Cost: one copy into the caller's buffer, no allocation beyond its growth.
 //!
-//! Does not know: Snappy and xattrs: a value that a connection cannot take as it is goes through [`Mutation`] or
-//! [`Deletion`] instead; blocks, records, which documents a stream wants.
+//! Does not know: Snappy and xattrs: a value that a connection cannot take as it is gives
+//! [`StoredError::NeedsTransform`]; blocks, records, which documents a stream wants.
 
 use ringbase_storage::types::{Cas, ItemMeta, Kind, Seqno};
 
 use super::super::extras::{take, take_u32, take_u64};
+use super::super::hello::{Feature, Features};
 use super::super::leb128;
 use super::super::{
     CollectionId, Datatype, Decoded, Frame, FrameLimits, HEADER_BYTES, Magic, Opcode, decode_frame,
@@ -47,15 +48,25 @@ pub struct DocumentForm {
     pub expirations: bool,
     /// What becomes of bodies.
     pub values: ValueForm,
+    /// Which bits of a stored datatype the connection takes: SNAPPY if negotiated, XATTR if asked for, JSON always.
+    pub datatypes: Datatype,
 }
 
 impl DocumentForm {
-    /// The form of a connection with these flags of DCP_OPEN.
+    /// The form of a connection with `features` and these flags of DCP_OPEN.
     #[must_use]
-    pub fn of(flags: OpenFlags, collections: bool, expiry_opcode: bool) -> DocumentForm {
+    pub fn of(flags: OpenFlags, features: Features, expiry_opcode: bool) -> DocumentForm {
         let delete_times = flags.contains(OpenFlags::INCLUDE_DELETE_TIMES);
+        let mut datatypes = Datatype::JSON;
+        if features.has(Feature::Snappy) || features.has(Feature::SnappyEverywhere) {
+            datatypes = datatypes | Datatype::SNAPPY;
+        }
+        if flags.contains(OpenFlags::INCLUDE_XATTRS) {
+            datatypes = datatypes | Datatype::XATTR;
+        }
         DocumentForm {
-            prefixed_keys: collections,
+            datatypes,
+            prefixed_keys: features.has(Feature::Collections),
             delete_times,
             expirations: expiry_opcode && delete_times,
             values: if flags.contains(OpenFlags::NO_VALUE) {
@@ -69,8 +80,9 @@ impl DocumentForm {
     }
 
     /// Whether a stored frame of this kind is a message as it lies.
-    fn is_stored_form(&self, kind: Kind, envelope: &Envelope) -> bool {
-        let is_whole = self.prefixed_keys && self.values == ValueForm::Whole;
+    fn is_stored_form(&self, kind: Kind, datatype: Datatype, envelope: &Envelope) -> bool {
+        let takes_value = self.datatypes.contains(datatype.without(Datatype::JSON));
+        let is_whole = self.prefixed_keys && self.values == ValueForm::Whole && takes_value;
         let is_right = match kind {
             Kind::Mutation => true,
             Kind::Deletion => self.delete_times,
@@ -91,12 +103,23 @@ impl DocumentForm {
         }
     }
 
-    fn value<'v>(&self, datatype: Datatype, stored: &'v [u8]) -> (Datatype, &'v [u8]) {
-        match self.values {
-            ValueForm::Whole => (datatype, stored),
-            ValueForm::Omitted => (Datatype::RAW, &[]),
-            ValueForm::OmittedWithDatatype => (datatype, &[]),
+    /// What is sent of a stored value, if that can be told without looking into it.
+    fn value<'v>(&self, stored: Datatype, value: &'v [u8]) -> Result<(Datatype, &'v [u8]), StoredError> {
+        let takes_xattrs = self.datatypes.contains(Datatype::XATTR);
+        let is_opaque = match self.values {
+            ValueForm::Whole => self.datatypes.contains(stored.without(Datatype::JSON)),
+            ValueForm::Omitted | ValueForm::OmittedWithDatatype => {
+                !(takes_xattrs && stored.contains(Datatype::XATTR))
+            }
+        };
+        if !is_opaque {
+            return Err(StoredError::NeedsTransform { datatype: stored });
         }
+        Ok(match self.values {
+            ValueForm::Whole => (stored, value),
+            ValueForm::Omitted => (Datatype::RAW, &[]),
+            ValueForm::OmittedWithDatatype => (stored.without(Datatype::XATTR), &[]),
+        })
     }
 
     fn deletion(&self, kind: Kind, delete_time: u32) -> DeletionForm {
@@ -133,6 +156,12 @@ pub enum StoredError {
         #[source]
         source: leb128::Leb128Error,
     },
+    /// The value has to be inflated or its xattrs cut first; send it as [`Mutation`] or [`Deletion`].
+    #[error("a stored value of datatype {datatype} is not what the connection takes")]
+    NeedsTransform {
+        /// How it is stored.
+        datatype: Datatype,
+    },
     /// The document is not in the default collection, which is all that the connection takes.
     #[error("a document of collection {collection:?} for a connection without collections")]
     ForeignCollection {
@@ -156,7 +185,7 @@ pub fn append_stored(
 ) -> Result<usize, StoredError> {
     let stored = decode_stored(frame, kind)?;
     let begin = out.len();
-    if form.is_stored_form(kind, &envelope) {
+    if form.is_stored_form(kind, stored.datatype(), &envelope) {
         out.extend_from_slice(frame);
         out[begin + 6..begin + 8].copy_from_slice(&envelope.vbucket.0.to_be_bytes());
         out[begin + 12..begin + 16].copy_from_slice(&envelope.opaque.to_be_bytes());
@@ -185,7 +214,7 @@ pub fn append_document(
 ) -> Result<usize, StoredError> {
     let begin = out.len();
     let (by_seqno, rev_seqno, cas) = (meta.seqno, meta.revid, meta.cas);
-    let (datatype, value) = form.value(Datatype(meta.datatype), value);
+    let (datatype, value) = form.value(Datatype(meta.datatype), value)?;
     match meta.kind {
         Kind::Mutation => {
             let key = form.key(key)?;
@@ -254,6 +283,7 @@ mod tests {
     use super::*;
 
     const VB: VbId = VbId(5);
+    const COLLECTIONS: Features = Features::of(&[Feature::Collections]);
     const PLAIN: Envelope = Envelope { vbucket: VB, opaque: 0xcafe_0007, stream_id: None };
 
     fn meta(kind: Kind) -> ItemMeta {
@@ -286,6 +316,7 @@ mod tests {
                 delete_times,
                 expirations: delete_times && n & 4 != 0,
                 values: values[(n >> 4) % 3],
+                datatypes: Datatype::JSON,
             };
             (form, Envelope { stream_id: StreamId::new(if n & 8 == 0 { 0 } else { 300 }), ..PLAIN })
         })
@@ -343,7 +374,7 @@ mod tests {
     #[test]
     fn the_usual_connection_gets_the_stored_bytes_with_its_opaque() {
         let flags = OpenFlags::PRODUCER | OpenFlags::INCLUDE_DELETE_TIMES;
-        let form = DocumentForm::of(flags, true, false);
+        let form = DocumentForm::of(flags, COLLECTIONS, false);
         for kind in [Kind::Mutation, Kind::Deletion, Kind::Expiration] {
             let mut expected = stored(meta(kind), b"\x08key", b"v");
             let mut out = Vec::new();
@@ -355,7 +386,10 @@ mod tests {
 
     #[test]
     fn flags_and_controls_give_the_form() {
-        let form = |flags, collections, expiry| DocumentForm::of(flags, collections, expiry);
+        let form = |flags, collections, expiry| {
+            let features = if collections { COLLECTIONS } else { Features::NONE };
+            DocumentForm::of(flags, features, expiry)
+        };
         let times = OpenFlags::PRODUCER | OpenFlags::INCLUDE_DELETE_TIMES;
         assert!(!form(OpenFlags::PRODUCER, true, true).expirations, "the control needs the flag");
         assert!(form(times, true, true).expirations && !form(times, true, false).expirations);
@@ -367,7 +401,7 @@ mod tests {
 
     #[test]
     fn a_document_outside_the_default_collection_never_loses_its_prefix() {
-        let form = DocumentForm::of(OpenFlags::PRODUCER, false, false);
+        let form = DocumentForm::of(OpenFlags::PRODUCER, Features::NONE, false);
         let bytes = stored(meta(Kind::Mutation), b"\x08key", b"v");
         let mut out = Vec::new();
         let error = append_stored(&bytes, Kind::Mutation, &form, PLAIN, &mut out).unwrap_err();
@@ -375,6 +409,33 @@ mod tests {
         let bytes = stored(meta(Kind::Deletion), b"\x80", b"");
         assert!(append_stored(&bytes, Kind::Deletion, &form, PLAIN, &mut out).is_err());
         assert_eq!(out, b"");
+    }
+
+    #[test]
+    fn a_value_that_the_connection_cannot_take_as_it_lies_is_never_sent_so() {
+        let all = Features::of(&[Feature::Collections, Feature::Snappy]);
+        let (plain, xattrs) = (OpenFlags::PRODUCER, OpenFlags::PRODUCER | OpenFlags::INCLUDE_XATTRS);
+        let no_value = OpenFlags::NO_VALUE_WITH_UNDERLYING_DATATYPE;
+        let sent = |stored_datatype: u8, flags, features| {
+            let meta = ItemMeta { datatype: stored_datatype, ..meta(Kind::Mutation) };
+            let form = DocumentForm::of(flags, features, false);
+            let (mut disk, mut memory) = (Vec::new(), Vec::new());
+            let bytes = stored(meta, b"\0key", b"value");
+            let from_disk = append_stored(&bytes, Kind::Mutation, &form, PLAIN, &mut disk);
+            assert_eq!(from_disk, append_document(&meta, b"\0key", b"value", &form, PLAIN, &mut memory));
+            assert_eq!(disk, memory);
+            from_disk.ok().map(|_| frame(&disk).datatype().0)
+        };
+        for datatype in 0..8 {
+            let (snappy, xattr) = (datatype & 2 != 0, datatype & 4 != 0);
+            let as_it_lies = |takes: bool| takes.then_some(datatype);
+            assert_eq!(sent(datatype, plain, COLLECTIONS), as_it_lies(!snappy && !xattr), "{datatype}");
+            assert_eq!(sent(datatype, plain, all), as_it_lies(!xattr), "{datatype}");
+            assert_eq!(sent(datatype, xattrs, all), Some(datatype));
+            assert_eq!(sent(datatype, plain | no_value, COLLECTIONS), Some(datatype & 3), "{datatype}");
+            assert_eq!(sent(datatype, xattrs | no_value, all), as_it_lies(!xattr), "{datatype}");
+            assert_eq!(sent(datatype, plain | OpenFlags::NO_VALUE, COLLECTIONS), Some(0), "{datatype}");
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! storage engine. Cores talk by message ([`core::mailbox`]). [`server`] starts and stops it all.
 //!
 //! Bottom up: [`protocol`] (bytes to messages, pure), [`telemetry`], [`auth`], [`config`], [`directory`], [`core`] (the
-//! runtime, only home of the executor), [`net`], [`range_scan`], [`bucket`],
+//! runtime, only home of the executor), [`net`], [`dcp`] (the decisions of streams), [`range_scan`], [`bucket`],
 //! [`command`], [`service`] (where they meet), [`server`]; beside them [`client`], which knows only the protocol,
 //! and [`demo`], which uses nothing but the client and a node in another process.
 //!
@@ -21,6 +21,7 @@ pub mod directory;
 
 pub mod net;
 
+pub mod dcp;
 pub mod range_scan;
 
 pub mod bucket;

@@ -12,34 +12,34 @@ use ringbase_storage::types::{Seqno, VbId, VbUuid};
 use super::error_context::Refusal;
 use super::key::CollectionId;
 
-const ILLEGAL_LENGTH: Refusal = Refusal::einval("Request has an illegal extras length");
+pub(super) const ILLEGAL_LENGTH: Refusal = Refusal::einval("Request has an illegal extras length");
 
 /// Splits the first `N` bytes off; `None` if there are fewer.
 #[inline]
-fn take<const N: usize>(bytes: &mut &[u8]) -> Option<[u8; N]> {
+pub(super) fn take<const N: usize>(bytes: &mut &[u8]) -> Option<[u8; N]> {
     let (head, rest) = bytes.split_first_chunk::<N>()?;
     *bytes = rest;
     Some(*head)
 }
 
 #[inline]
-fn take_u16(bytes: &mut &[u8]) -> Option<u16> {
+pub(super) fn take_u16(bytes: &mut &[u8]) -> Option<u16> {
     take(bytes).map(u16::from_be_bytes)
 }
 
 #[inline]
-fn take_u32(bytes: &mut &[u8]) -> Option<u32> {
+pub(super) fn take_u32(bytes: &mut &[u8]) -> Option<u32> {
     take(bytes).map(u32::from_be_bytes)
 }
 
 #[inline]
-fn take_u64(bytes: &mut &[u8]) -> Option<u64> {
+pub(super) fn take_u64(bytes: &mut &[u8]) -> Option<u64> {
     take(bytes).map(u64::from_be_bytes)
 }
 
 /// `decoded`, unless bytes are left over.
 #[inline]
-fn whole<T>(decoded: T, rest: &[u8]) -> Option<T> {
+pub(super) fn whole<T>(decoded: T, rest: &[u8]) -> Option<T> {
     rest.is_empty().then_some(decoded)
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Bottom up: [`header`], [`frame`] (a header and its body in a receive buffer), [`framing`] (the flexible
 //! framing extras), [`key`], then the typed bodies, and on top [`mod@validate`], the table of what each opcode
-//! may carry. [`request`] and [`response`] encode.
+//! may carry. [`request`] and [`response`] encode. [`dcp`] has the messages of streams.
 //!
 //! Invariants
 //! - Pure: no clock, no socket, no storage. Decoders borrow from the buffer they read.
@@ -40,6 +40,8 @@ pub mod scan_records;
 pub mod stat;
 
 pub mod validate;
+
+pub mod dcp;
 
 pub use datatype::Datatype;
 pub use error_context::{ErrorContext, Refusal};

@@ -7,6 +7,7 @@
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
+use crate::dcp_bytes;
 use crate::peer_bytes::exercise;
 use crate::vectors::vectors;
 
@@ -61,6 +62,7 @@ fn a_hundred_thousand_damaged_frames_are_answered_or_refused_without_a_panic() {
             mend_length(&mut bytes);
         }
         decoded += exercise(&bytes);
+        dcp_bytes::exercise(&bytes);
     }
     println!("{decoded} frames were decoded");
     assert!(decoded > FRAMES / 5, "most mutations must reach the code behind the header");

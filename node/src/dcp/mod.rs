@@ -1,0 +1,23 @@
+//! The decisions of DCP: where a client must go back to, what a stream carries, when a connection must wait.
+//!
+//! Pure so far: time, history and bytes come in as arguments, decisions come out. [`settings`] is what a connection
+//! was told by DCP_OPEN and DCP_CONTROL; [`request`], [`rollback`] and [`failover`] answer a stream request;
+//! [`filter`] and [`stream_state`] belong to one stream; [`flow_control`] and [`noop`] to one connection.
+//!
+//! Invariants
+//! - No client keeps what the server's history cannot have ([`rollback::decide`]).
+//! - A stream's state changes only along [`stream_state::StreamState::may_become`].
+//!
+//! Cost: nothing here allocates per message.
+//!
+//! Does not know: sockets, tasks, storage's reads, the wire form (`protocol::dcp`).
+
+pub mod failover;
+pub mod filter;
+pub mod flow_control;
+pub mod noop;
+pub mod rollback;
+pub mod settings;
+pub mod stream_state;
+
+pub mod request;

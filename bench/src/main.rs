@@ -45,6 +45,10 @@ enum Command {
     Scan(cmd::scan::ScanArgs),
     /// Memory of a node while many scans stand still half-way.
     ScanMemory(cmd::scan_memory::ScanMemoryArgs),
+    /// Memory of a node an item, beside key and value, and what goes back to the system when a bucket is emptied or deleted.
+    ///
+    /// Example: ringbench memory --items 1000000 --value-bytes 8,88,1024
+    Memory(cmd::memory::MemoryArgs),
     /// The storage ring alone: reads and durable writes of a file at several depths.
     Io(cmd::io::IoArgs),
 }
@@ -53,6 +57,7 @@ fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Scan(args) => cmd::scan::run(&args),
         Command::ScanMemory(args) => cmd::scan_memory::run(&args),
+        Command::Memory(args) => cmd::memory::run(&args),
         Command::Io(args) => cmd::io::run(&args),
     };
     match done {

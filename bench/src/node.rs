@@ -159,7 +159,7 @@ impl NodeProcess {
     /// # Errors
     /// It does not answer.
     pub(crate) fn connect(&self) -> Result<Control, BenchError> {
-        Ok(Control { connection: Connection::open(&self.connect_options())? })
+        Control::open(&self.connect_options())
     }
 
     /// CPU seconds so far.
@@ -222,6 +222,14 @@ pub(crate) struct Control {
 }
 
 impl Control {
+    /// A connection as `options` say.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub(crate) fn open(options: &ConnectOptions) -> Result<Control, BenchError> {
+        Ok(Control { connection: Connection::open(options)? })
+    }
+
     /// A group of statistics.
     ///
     /// # Errors

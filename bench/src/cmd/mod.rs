@@ -3,6 +3,7 @@
 //! Does not know: each other.
 
 pub(crate) mod io;
+pub(crate) mod memory;
 pub(crate) mod scan;
 pub(crate) mod scan_memory;
 

@@ -17,7 +17,7 @@ use ringbase::client::{
 };
 use serde_json::json;
 
-use super::{VALUE_BYTES_MAX, show_progress};
+use super::{VALUE_BYTES_MAX, restart, show_progress};
 use crate::error::BenchError;
 use crate::node::{Control, NodeProcess, number};
 use crate::report::table;
@@ -104,10 +104,13 @@ fn measure(args: &MemoryArgs, generator: &Generator, value_bytes: usize) -> Resu
     let scratch = Scratch::make(&args.node, "memory")?;
     let mut options = scratch.node(&args.node, "memory")?;
     options.memory = format!("{}MiB", memory_mib(generator.count(), args.key_bytes + value_bytes));
+    // A node that has just formatted its files has memory to spare that it needed for that.
     let node = NodeProcess::start(&options)?;
+    Connection::open(&node.connect_options())?.create_bucket(BUCKET, "bucket_type=ephemeral")?;
+    node.stop()?;
+    let node = restart(&options)?;
     let connect = ConnectOptions { bucket: Some(BUCKET.into()), ..node.connect_options() };
     let mut admin = Connection::open(&node.connect_options())?;
-    admin.create_bucket(BUCKET, "bucket_type=ephemeral")?;
     let empty_bytes = at_rest(&node)?;
     fill(&connect, generator)?;
     let loaded_bytes = at_rest(&node)?;

@@ -32,6 +32,8 @@ impl VbStore {
         let core = self.core.clone();
         core.env().clone().spawn("forget", async move {
             while !table.drain_slice(BUCKETS_A_SLICE) || versions.drain_slice() {
+                // What was let go of is freed as it goes: otherwise it would lie in a queue until somebody else writes.
+                crate::epoch::collect();
                 core.env().relax().await;
             }
             crate::epoch::collect();

@@ -47,6 +47,10 @@ enum Command {
     ScanMemory(cmd::scan_memory::ScanMemoryArgs),
     /// The storage ring alone: reads and durable writes of a file at several depths.
     Io(cmd::io::IoArgs),
+    /// What an instrumented site costs: tracing off, its category off, and recorded.
+    ///
+    /// Example: ringbench trace --json
+    Trace(cmd::trace::TraceArgs),
 }
 
 fn main() -> ExitCode {
@@ -54,6 +58,7 @@ fn main() -> ExitCode {
         Command::Scan(args) => cmd::scan::run(&args),
         Command::ScanMemory(args) => cmd::scan_memory::run(&args),
         Command::Io(args) => cmd::io::run(&args),
+        Command::Trace(args) => cmd::trace::run(&args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

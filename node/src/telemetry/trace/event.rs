@@ -175,6 +175,26 @@ pub(super) fn describe(kind: Kind, args_bytes: u8, args_lost: u8) -> u64 {
     u64::from_le_bytes([kind as u8, args_bytes, args_lost, 0, 0, 0, 0, 0])
 }
 
+/// The arguments of one event.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Args<'a> {
+    pub(super) bytes: &'a [u8; ARGS_BYTES],
+    pub(super) used: u8,
+}
+
+impl Args<'static> {
+    pub(super) const NONE: Args<'static> = Args { bytes: &[0; ARGS_BYTES], used: 0 };
+}
+
+impl Args<'_> {
+    /// The words in use.
+    #[inline]
+    pub(super) fn words(&self) -> impl Iterator<Item = u64> {
+        let words = self.bytes.as_chunks::<8>().0.iter().take(usize::from(self.used).div_ceil(8));
+        words.map(|word| u64::from_le_bytes(*word))
+    }
+}
+
 /// Collects the arguments of one call.
 #[derive(Debug)]
 pub(super) struct ArgsWriter {
@@ -207,9 +227,10 @@ impl ArgsWriter {
     }
 
     /// The bytes for the first event, and for those that must follow it.
-    pub(super) fn blocks(&self) -> impl Iterator<Item = &[u8]> {
-        let blocks = self.bytes.chunks_exact(ARGS_BYTES).zip(self.used);
-        blocks.take(self.block + 1).map(|(block, used)| &block[..usize::from(used)])
+    #[inline]
+    pub(super) fn blocks(&self) -> impl Iterator<Item = Args<'_>> {
+        let blocks = self.bytes.as_chunks::<ARGS_BYTES>().0.iter().zip(self.used);
+        blocks.take(self.block + 1).map(|(bytes, used)| Args { bytes, used })
     }
 
     fn free(&self) -> usize {

@@ -19,7 +19,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use tracing::Metadata;
 
 use super::config::TraceConfig;
-use super::event::{ArgsWriter, Head, Kind};
+use super::event::{Args, ArgsWriter, Head, Kind};
 use super::ring::{Ring, Writer};
 use super::span::{LiveSpan, SpanTable};
 
@@ -388,7 +388,7 @@ impl Thread {
     #[inline]
     fn step_alone(&mut self, id: u64, span: &LiveSpan, kind: Kind) {
         if let Some((session, head)) = self.step(id, span, kind) {
-            self.write(session, &head, &[], 0);
+            self.write(session, &head, Args::NONE, 0);
         }
     }
 
@@ -426,7 +426,7 @@ impl Thread {
     }
 
     #[inline]
-    fn write(&mut self, session: u32, head: &Head, args: &[u8], args_lost: u8) {
+    fn write(&mut self, session: u32, head: &Head, args: Args<'_>, args_lost: u8) {
         if self.session != session {
             self.writer = self.shared.ring(session);
             self.session = session;

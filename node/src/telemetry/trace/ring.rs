@@ -17,7 +17,7 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicU64, fence};
 
 use super::config::BufferMode;
-use super::event::{EVENT_BYTES, EVENT_WORDS, Event, HEAD_WORDS, Head, describe};
+use super::event::{Args, EVENT_BYTES, EVENT_WORDS, Event, HEAD_WORDS, Head, describe};
 
 /// Place of the time of a following step.
 const THEN_WORD: usize = 7;
@@ -50,7 +50,7 @@ impl Ring {
         let count = (bytes / EVENT_BYTES).max(2);
         let slots = (0..count).map(|_| Slot(std::array::from_fn(|_| AtomicU64::new(0)))).collect();
         let ring = Arc::new(Ring { slots, mode, written: AtomicU64::new(0), refused: AtomicU64::new(0) });
-        let writer = Writer { ring: ring.clone(), next: 0 };
+        let writer = Writer { ring: ring.clone(), next: 0, slot: 0, last: 0 };
         (ring, writer)
     }
 
@@ -102,35 +102,38 @@ fn even(position: u64) -> u64 {
 pub(super) struct Writer {
     ring: Arc<Ring>,
     next: u64,
+    /// Slot of the next event; counting it is cheaper than dividing.
+    slot: usize,
+    /// Slot of the last event.
+    last: usize,
 }
 
 impl Writer {
     /// Appends an event; false if a fixed buffer is full.
     #[inline]
-    pub(super) fn write(&mut self, head: &Head, args: &[u8], args_lost: u8) -> bool {
+    pub(super) fn write(&mut self, head: &Head, args: Args<'_>, args_lost: u8) -> bool {
         let (ring, position) = (&*self.ring, self.next);
-        let count = ring.slots.len() as u64;
-        if ring.mode == BufferMode::Fixed && position >= count {
+        if ring.mode == BufferMode::Fixed && position >= ring.slots.len() as u64 {
             ring.refused.fetch_add(1, Relaxed);
             return false;
         }
-        let Slot(slot) = &ring.slots[(position % count) as usize];
+        let Slot(slot) = &ring.slots[self.slot];
         slot[0].store(even(position) - 1, Relaxed);
         fence(Release);
-        slot[1].store(describe(head.kind, args.len() as u8, args_lost), Relaxed);
+        slot[1].store(describe(head.kind, args.used, args_lost), Relaxed);
         slot[2].store(head.at_ns, Relaxed);
         slot[3].store(head.span, Relaxed);
         slot[4].store(head.callsite, Relaxed);
         slot[5].store(head.context, Relaxed);
         slot[6].store(head.flow, Relaxed);
         slot[THEN_WORD].store(0, Relaxed);
-        for (word, bytes) in slot[HEAD_WORDS..].iter().zip(args.chunks(8)) {
-            let mut padded = [0; 8];
-            padded[..bytes.len()].copy_from_slice(bytes);
-            word.store(u64::from_le_bytes(padded), Relaxed);
+        for (word, value) in slot[HEAD_WORDS..].iter().zip(args.words()) {
+            word.store(value, Relaxed);
         }
         slot[0].store(even(position), Release);
         self.next = position + 1;
+        self.last = self.slot;
+        self.slot = if self.slot + 1 == ring.slots.len() { 0 } else { self.slot + 1 };
         ring.written.store(self.next, Release);
         true
     }
@@ -138,10 +141,8 @@ impl Writer {
     /// Adds to the event written last when its following step came. One word changes, so a reader sees it or does not.
     #[inline]
     pub(super) fn follow(&mut self, then_ns: u64) {
-        if let Some(last) = self.next.checked_sub(1) {
-            let Slot(slot) = &self.ring.slots[(last % self.ring.slots.len() as u64) as usize];
-            slot[THEN_WORD].store(then_ns, Relaxed);
-        }
+        let Slot(slot) = &self.ring.slots[self.last];
+        slot[THEN_WORD].store(then_ns, Relaxed);
     }
 }
 
@@ -166,7 +167,7 @@ mod tests {
     fn a_full_ring_keeps_the_newest_events_and_counts_the_others() {
         let (ring, mut writer) = Ring::new(8 * EVENT_BYTES, BufferMode::Ring);
         for number in 0..20 {
-            assert!(writer.write(&head(number), &[7; 12], 0));
+            assert!(writer.write(&head(number), Args { bytes: &[7; 64], used: 12 }, 0));
         }
         let copy = ring.read();
         assert_eq!(
@@ -179,7 +180,7 @@ mod tests {
     #[test]
     fn a_fixed_buffer_keeps_the_oldest_events_and_counts_the_others() {
         let (ring, mut writer) = Ring::new(4 * EVENT_BYTES, BufferMode::Fixed);
-        let taken = (0..10).filter(|number| writer.write(&head(*number), &[], 0)).count();
+        let taken = (0..10).filter(|number| writer.write(&head(*number), Args::NONE, 0)).count();
         let copy = ring.read();
         assert_eq!((taken, copy.events.len(), copy.dropped, copy.events[0].head.at_ns), (4, 4, 6, 0));
     }
@@ -192,7 +193,7 @@ mod tests {
         std::thread::scope(|scope| {
             scope.spawn(move || {
                 for number in 1..=total {
-                    writer.write(&head(number), &number.to_le_bytes().repeat(8), 0);
+                    writer.write(&head(number), Args::NONE, 0);
                     writer.follow(number);
                 }
             });

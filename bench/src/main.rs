@@ -51,6 +51,10 @@ enum Command {
     Memory(cmd::memory::MemoryArgs),
     /// The storage ring alone: reads and durable writes of a file at several depths.
     Io(cmd::io::IoArgs),
+    /// What an instrumented site costs: tracing off, its category off, and recorded.
+    ///
+    /// Example: ringbench trace --json
+    Trace(cmd::trace::TraceArgs),
 }
 
 fn main() -> ExitCode {
@@ -59,6 +63,7 @@ fn main() -> ExitCode {
         Command::ScanMemory(args) => cmd::scan_memory::run(&args),
         Command::Memory(args) => cmd::memory::run(&args),
         Command::Io(args) => cmd::io::run(&args),
+        Command::Trace(args) => cmd::trace::run(&args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

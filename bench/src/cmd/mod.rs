@@ -6,6 +6,7 @@ pub(crate) mod io;
 pub(crate) mod memory;
 pub(crate) mod scan;
 pub(crate) mod scan_memory;
+pub(crate) mod trace;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;

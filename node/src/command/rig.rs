@@ -294,6 +294,7 @@ impl Rig {
             }
             Next::RangeScan(_) => panic!("no range scans here"),
             Next::Bucket(_) => panic!("no change of buckets here"),
+            Next::TraceDump(_) => panic!("no trace here"),
             Next::SetParam(change) => change.responder.success(&self.sim.env()).encode(&mut out),
             Next::Stat(job) => {
                 let sources: [&dyn StatSource; 1] = [&self.engine];

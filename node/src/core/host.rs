@@ -18,6 +18,8 @@ use rand::Rng;
 use ringbase_storage::env::{Clock, Env, LocalFuture, Spawn};
 use tracing::error;
 
+use super::memory;
+
 /// The environment of the calling core. Must be called on an executor; usable only there.
 #[must_use]
 pub fn env() -> Env {
@@ -118,6 +120,10 @@ impl Spawn for CoreSpawn {
 
     fn should_yield(&self) -> bool {
         should_yield()
+    }
+
+    fn memory_let_go(&self) {
+        memory::give_back();
     }
 }
 

@@ -17,6 +17,7 @@ mod outbox;
 mod remote;
 mod scans;
 mod stats;
+mod trace;
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
@@ -335,6 +336,10 @@ impl net::Service for CoreService {
             Next::Bucket(job) => {
                 drop(command);
                 self.change_bucket(job, ticket);
+            }
+            Next::TraceDump(job) => {
+                drop(command);
+                self.wait_for_dump(job, ticket);
             }
         }
     }

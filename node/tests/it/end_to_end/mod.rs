@@ -10,3 +10,4 @@ mod malformed;
 mod refusals;
 mod resources;
 mod scans;
+mod tracing;

@@ -2,7 +2,9 @@
 //!
 //! Does not know: each other.
 
+pub(crate) mod echo;
 pub(crate) mod io;
+pub(crate) mod kv;
 pub(crate) mod memory;
 pub(crate) mod scan;
 pub(crate) mod scan_memory;

@@ -31,6 +31,9 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Time between two looks at the memory; at rest they are alike.
 const PAUSE: Duration = Duration::from_millis(500);
 
+/// Time in which memory goes back to the system, at most.
+const LET_GO: Duration = Duration::from_secs(20);
+
 /// Connections that load.
 const LOAD_CONNECTIONS: usize = 2;
 
@@ -122,11 +125,11 @@ fn measure(args: &MemoryArgs, generator: &Generator, value_bytes: usize) -> Resu
     let accounted_bytes = number(&stats, "mem_used")? + list_bytes;
     let started = Instant::now();
     admin.empty_bucket(BUCKET)?;
-    let emptied_bytes = at_rest(&node)?;
+    let emptied_bytes = let_go(&node, loaded_bytes)?;
     let emptying_seconds = started.elapsed().as_secs_f64();
     fill(&connect, generator)?;
     admin.delete_bucket(BUCKET)?;
-    let deleted_bytes = at_rest(&node)?;
+    let deleted_bytes = let_go(&node, loaded_bytes)?;
     drop(admin);
     node.stop()?;
     Ok(Found {
@@ -187,6 +190,15 @@ fn at_rest(node: &NodeProcess) -> Result<u64, BenchError> {
         }
         last = now;
     }
+}
+
+/// Resident bytes of the node when it has let go of most of `before`, or does not within some seconds.
+fn let_go(node: &NodeProcess, before: u64) -> Result<u64, BenchError> {
+    let started = Instant::now();
+    while node.resident_bytes()? > before / 2 && started.elapsed() < LET_GO {
+        std::thread::sleep(PAUSE);
+    }
+    at_rest(node)
 }
 
 fn show(args: &MemoryArgs, found: &[Found]) {

@@ -1,4 +1,4 @@
-//! What the tests under a model checker share. Tables are small there: buckets of two slots, one more in each group behind, a split for each third item.
+//! What the tests under a model checker share. Tables are small there: buckets of two slots, one more in each group behind, two items a bucket.
 
 use super::shared::hasher;
 use super::*;

@@ -132,7 +132,8 @@ impl RangeReader {
                 if seqno > end {
                     break 'segments;
                 }
-                if slots == SLOTS_MAX || out.len() - first >= limits.items || bytes >= limits.bytes {
+                let is_full = out.len() - first >= limits.items || bytes >= limits.bytes;
+                if slots == SLOTS_MAX || is_full && out.len() > first {
                     progress = Progress::More;
                     break 'segments;
                 }

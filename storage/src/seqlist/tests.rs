@@ -164,6 +164,25 @@ fn a_replaced_version_is_shown_to_the_reader_of_its_time_alone() {
     assert_eq!(world.list.len(), 5, "nobody needs the former version of key 1");
 }
 
+/// Limits of nothing still let one version through a batch, or a caller that passes what is left of its budget would never come to the end.
+#[test]
+fn a_batch_takes_one_version_whatever_its_limits() {
+    for limits in [BatchLimits { items: 0, ..BatchLimits::default() }, BatchLimits { items: 9, bytes: 0 }] {
+        let mut world = World::default();
+        for key in 0..20 {
+            world.write(key);
+        }
+        let (mut reader, mut out) = (world.open(1), Vec::new());
+        for shown in 1..=20 {
+            assert_eq!(
+                reader.next_batch(limits, &mut out),
+                if shown < 20 { Progress::More } else { Progress::End }
+            );
+            assert_eq!(out.len(), shown);
+        }
+    }
+}
+
 /// A window is trimmed at its head by whole segments; a reader that has not come as far is told, and shows nothing twice.
 #[test]
 fn a_reader_behind_the_window_is_told_so() {

@@ -115,9 +115,6 @@ impl RangeReader {
         let (first, end) = (out.len(), self.reader.end());
         let start = (*next).max(self.reader.position());
         let pin = pin();
-        if self.shared.has_ended() {
-            return Progress::Gone;
-        }
         let mut at = start;
         let (mut bytes, mut slots) = (0, 0);
         // SAFETY: the directory is retired through the epoch, which is pinned.
@@ -149,6 +146,11 @@ impl RangeReader {
             }
         }
         drop(pin);
+        // A list that ends loses its tail: it says so first, and what this looked at may have been shorter than when it began.
+        if self.shared.has_ended() {
+            out.truncate(first);
+            return Progress::Gone;
+        }
         // What was trimmed while this looked may be missing in it: trimming raises this number first.
         if start < self.shared.resident_from() && start <= end {
             out.truncate(first);

@@ -23,7 +23,7 @@ use crate::atomic::{AtomicU64, Ordering};
 use crate::types::Seqno;
 
 /// The position of a reader that reads no more.
-const DONE: u64 = u64::MAX;
+pub(crate) const DONE: Seqno = Seqno(u64::MAX);
 
 /// A reader in seqno order. It may be on any core.
 #[derive(Debug)]
@@ -48,11 +48,6 @@ impl Reader {
     /// Nothing below `position` is read any more.
     pub(crate) fn move_to(&self, position: Seqno) {
         self.position.store(position.0, Ordering::Release);
-    }
-
-    /// Nothing is read any more.
-    pub(crate) fn finish(&self) {
-        self.position.store(DONE, Ordering::Release);
     }
 
     fn is_done(&self) -> bool {
@@ -233,11 +228,11 @@ mod tests {
         let second = registry.open(Seqno(4), Seqno(9));
         assert!(!registry.is_free(&range(1, 2)) && registry.is_free(&range(1, 1)));
         assert_eq!(registry.union(), Some(range(2, 9)));
-        first.finish();
+        first.move_to(DONE);
         assert!(registry.is_free(&range(1, 3)) && !registry.is_free(&range(5, 5)));
         second.move_to(Seqno(6));
         assert!(registry.is_free(&range(1, 5)) && !registry.is_free(&range(6, 6)));
-        second.finish();
+        second.move_to(DONE);
         assert!(registry.is_free(&range(1, 100)) && registry.union().is_none());
     }
 
@@ -251,7 +246,7 @@ mod tests {
         let first = registry.open(Seqno(1), Seqno(3));
         let _second = registry.open(Seqno(1), Seqno(2));
         assert_eq!(registry.free_part(range(1, 4)), Some(range(4, 4)));
-        first.finish();
+        first.move_to(DONE);
         assert_eq!(registry.free_part(range(1, 4)), Some(range(3, 4)));
         assert_eq!(registry.free_part(range(1, 2)), None);
     }
@@ -268,8 +263,8 @@ mod tests {
         assert!(!registry.needs(Seqno(5), Seqno(11)) && registry.needs(Seqno(6), Seqno(11)));
         assert_eq!(registry.take_passed(), Some(range(1, 5)));
         assert_eq!(registry.take_passed(), None);
-        near.finish();
-        far.finish();
+        near.move_to(DONE);
+        far.move_to(DONE);
         assert_eq!(registry.take_passed(), Some(range(6, 10)));
         assert_eq!(registry.take_passed(), Some(range(990, 1010)));
         assert_eq!((registry.take_passed(), registry.len()), (None, 0));

@@ -10,6 +10,7 @@
 //! Cost: a batch is O(log n) and its slots, at most [`SLOTS_MAX`].
 //! Does not know: writers, disk.
 
+use std::cell::Cell;
 use std::sync::Arc;
 
 use super::Shared;
@@ -18,7 +19,7 @@ use super::slot;
 use crate::atomic::Ordering;
 use crate::epoch::{Node, pin};
 use crate::item::Item;
-use crate::registry::Reader;
+use crate::registry::{DONE, Reader};
 use crate::types::Seqno;
 
 /// Most slots that one batch looks at.
@@ -58,11 +59,14 @@ pub struct RangeReader {
     shared: Arc<Shared>,
     reader: Arc<Reader>,
     purge_seqno: Seqno,
+    /// As `reader` has it. Only this moves it, so nothing is loaded to know it (and a model checker sees a store without a load before it).
+    position: Cell<Seqno>,
 }
 
 impl RangeReader {
     pub(super) fn new(shared: Arc<Shared>, reader: Arc<Reader>, purge_seqno: Seqno) -> RangeReader {
-        RangeReader { shared, reader, purge_seqno }
+        let position = Cell::new(reader.position());
+        RangeReader { shared, reader, purge_seqno, position }
     }
 
     /// The last seqno that it may show: the high seqno when it was opened.
@@ -74,7 +78,7 @@ impl RangeReader {
     /// The first seqno that a later batch may show.
     #[must_use]
     pub fn position(&self) -> Seqno {
-        self.reader.position()
+        self.position.get()
     }
 
     /// The greatest purged tombstone when it was opened (T4.11).
@@ -91,29 +95,27 @@ impl RangeReader {
 
     /// Appends the next versions to `out`, tombstones included, and moves on behind them.
     pub fn next_batch(&mut self, limits: BatchLimits, out: &mut Vec<Item>) -> Progress {
-        let mut next = self.reader.position();
+        let mut next = self.position();
         let progress = self.peek(&mut next, limits, out);
         match progress {
-            Progress::More => self.reader.move_to(next),
-            Progress::End | Progress::Gone => self.reader.finish(),
-            Progress::Behind => return progress,
+            Progress::More => self.move_to(next),
+            Progress::End | Progress::Gone => self.finish(),
+            Progress::Behind => {}
         }
-        self.shared.reader_moved();
         progress
     }
 
     /// Moves on to `position` without looking at what lies before it: somebody else showed it.
     pub fn skip_to(&mut self, position: Seqno) {
-        if position > self.reader.position() {
-            self.reader.move_to(position);
-            self.shared.reader_moved();
+        if position > self.position() {
+            self.move_to(position);
         }
     }
 
     /// Appends the versions from `next` on to `out`, and moves `next` behind them, but not the reader: it may be read again from its position.
     pub fn peek(&self, next: &mut Seqno, limits: BatchLimits, out: &mut Vec<Item>) -> Progress {
         let (first, end) = (out.len(), self.reader.end());
-        let start = (*next).max(self.reader.position());
+        let start = (*next).max(self.position());
         let pin = pin();
         let mut at = start;
         let (mut bytes, mut slots) = (0, 0);
@@ -162,10 +164,15 @@ impl RangeReader {
 }
 
 impl RangeReader {
+    fn move_to(&self, position: Seqno) {
+        self.position.set(position);
+        self.reader.move_to(position);
+        self.shared.reader_moved();
+    }
+
     /// Nothing is read any more: what was kept for it may go before it is dropped.
     pub(crate) fn finish(&self) {
-        self.reader.finish();
-        self.shared.reader_moved();
+        self.move_to(DONE);
     }
 }
 

@@ -24,6 +24,8 @@ mod real;
 
 #[cfg(any(loom, shuttle))]
 pub use model::{Pin, collect, pin};
+#[cfg(all(test, not(any(loom, shuttle))))]
+pub(crate) use real::retired_bytes;
 #[cfg(not(any(loom, shuttle)))]
 pub use real::{Pin, collect, pin};
 
@@ -70,13 +72,13 @@ impl<T: Send + Sync + 'static> Node<T> {
         &node.value
     }
 
-    /// Frees `node` when every pin that is live now is gone.
+    /// Frees `node`, whose value holds about `bytes` elsewhere, when every pin that is live now is gone.
     ///
     /// # Safety
     /// `node` comes from [`Node::alloc`], no reader that pins from now on can find it, and it is retired or freed once only.
-    pub(crate) unsafe fn retire(node: *mut Node<T>, pin: &Pin) {
+    pub(crate) unsafe fn retire(node: *mut Node<T>, bytes: usize, pin: &Pin) {
         let unlinked = Unlinked(node);
-        pin.retire(unlinked, size_of::<Node<T>>());
+        pin.retire(unlinked, size_of::<Node<T>>() + bytes);
     }
 
     /// Frees `node` now.

@@ -186,8 +186,10 @@ impl SeqList {
             unsafe { Node::free(directory) };
             return;
         }
+        // SAFETY: it is alive until it is retired, below.
+        let bytes = unsafe { Node::get(directory) }.bytes();
         // SAFETY: another has taken its place, so no reader finds it any more; each was in place once.
-        unsafe { Node::retire(directory, pin) };
+        unsafe { Node::retire(directory, bytes, pin) };
     }
 
     /// The segment and slot that a seqno has, if there is one.
@@ -292,9 +294,10 @@ impl SeqList {
     }
 
     fn retire_segment(&mut self, owned: &Owned, pin: &Pin) {
-        self.bytes -= owned.segment().bytes();
+        let bytes = owned.segment().bytes();
+        self.bytes -= bytes;
         // SAFETY: the directory in place does not name it, and its entry is gone.
-        unsafe { Node::retire(owned.segment, pin) };
+        unsafe { Node::retire(owned.segment, bytes, pin) };
     }
 
     /// Lets go of the head: the list is complete from `from` on. At most one segment goes an operation; returns whether there is more to go. Each

@@ -29,6 +29,11 @@ impl Directory {
         Directory { entries: entries.collect() }
     }
 
+    /// Resident bytes of its entries.
+    pub(super) fn bytes(&self) -> usize {
+        size_of_val(&*self.entries)
+    }
+
     /// The segments that may have slots at or above `seqno`.
     pub(super) fn from(&self, seqno: Seqno) -> &[Entry] {
         let behind = self.entries.partition_point(|entry| entry.first <= seqno);

@@ -183,6 +183,23 @@ fn a_batch_takes_one_version_whatever_its_limits() {
     }
 }
 
+/// What waits to be freed is counted in whole, so that it is handed over in time: slots and directories, not only their heads.
+#[test]
+fn what_is_retired_is_counted_with_its_slots() {
+    let mut list = SeqList::default();
+    for seqno in 1..=SEGMENT_SLOTS_MIN as u64 + 1 {
+        list.append(item(seqno, seqno));
+    }
+    crate::epoch::collect();
+    let mut item_bytes = 0;
+    for seqno in 1..=SEGMENT_SLOTS_MIN as u64 / 2 {
+        item_bytes += list.take(Seqno(seqno)).unwrap().item.resident_bytes();
+    }
+    let packed = SEGMENT_SLOTS_MIN * size_of::<usize>() + 2 * size_of::<Entry>();
+    let retired = crate::epoch::retired_bytes();
+    assert!(retired >= item_bytes + packed + size_of::<Segment>(), "{retired} bytes, {item_bytes} of items");
+}
+
 /// A window is trimmed at its head by whole segments; a reader that has not come as far is told, and shows nothing twice.
 #[test]
 fn a_reader_behind_the_window_is_told_so() {

@@ -339,5 +339,7 @@ impl Versions {
 /// Shared with whoever scans in key order; see [`Versions::open_by_key`].
 pub type KeyReaderHandle = Rc<KeyReader>;
 
+#[cfg(all(test, loom))]
+mod loom_tests;
 #[cfg(all(test, not(any(loom, shuttle))))]
 mod tests;

@@ -61,14 +61,6 @@ impl Shared {
     fn has_ended(&self) -> bool {
         self.ended.load(Ordering::Acquire)
     }
-
-    /// # Safety
-    /// `'g` lies within the life of the pin: the directory is retired through the epoch.
-    unsafe fn directory<'g>(&self, _: &'g Pin) -> Option<&'g Directory> {
-        let directory = self.directory.load(Ordering::Acquire);
-        // SAFETY: it was loaded under the pin, and is retired after another took its place.
-        (!directory.is_null()).then(|| unsafe { Node::get(directory) })
-    }
 }
 
 struct Owned {

@@ -341,5 +341,7 @@ pub type KeyReaderHandle = Rc<KeyReader>;
 
 #[cfg(all(test, loom))]
 mod loom_tests;
+#[cfg(all(test, shuttle))]
+mod shuttle_tests;
 #[cfg(all(test, not(any(loom, shuttle))))]
 mod tests;

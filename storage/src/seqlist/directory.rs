@@ -34,9 +34,13 @@ impl Directory {
         size_of_val(&*self.entries)
     }
 
-    /// The segments that may have slots at or above `seqno`.
-    pub(super) fn from(&self, seqno: Seqno) -> &[Entry] {
-        let behind = self.entries.partition_point(|entry| entry.first <= seqno);
-        &self.entries[behind.saturating_sub(1)..]
+    /// The first segment that may have slots at or above `seqno`.
+    pub(super) fn index_of(&self, seqno: Seqno) -> usize {
+        self.entries.partition_point(|entry| entry.first <= seqno).saturating_sub(1)
+    }
+
+    /// The segment with this number.
+    pub(super) fn entry(&self, index: usize) -> Option<Entry> {
+        self.entries.get(index).copied()
     }
 }

@@ -14,7 +14,6 @@ use std::cell::Cell;
 use std::sync::Arc;
 
 use super::Shared;
-use super::directory::Directory;
 use super::slot;
 use crate::atomic::Ordering;
 use crate::epoch::{Node, pin};
@@ -119,15 +118,17 @@ impl RangeReader {
         let pin = pin();
         let mut at = start;
         let (mut bytes, mut slots) = (0, 0);
-        // SAFETY: the directory is retired through the epoch, which is pinned.
-        let directory: Option<&Directory> = unsafe { self.shared.directory(&pin) };
-        let entries = directory.map(|directory| directory.from(start)).unwrap_or_default();
+        let directory = self.shared.directory.load(Ordering::Acquire);
+        // Pointers are followed anew each time, which costs nothing, so that a model checker finds what is freed in between.
+        // SAFETY: it was loaded under the pin, and is retired after another took its place.
+        let directory = || (!directory.is_null()).then(|| unsafe { Node::get(directory) });
+        let begin = directory().map_or(0, |directory| directory.index_of(start));
         let mut progress = Progress::End;
-        'segments: for entry in entries {
+        'segments: for entry in (begin..).map_while(|index| directory()?.entry(index)) {
             // SAFETY: a segment is retired after the directory that no longer names it was put in place; the epoch is pinned.
-            let segment = unsafe { Node::get(entry.segment) };
-            for index in segment.lower_bound(at)..segment.len() {
-                let seqno = segment.seqno(index);
+            let segment = || unsafe { Node::get(entry.segment) };
+            for index in segment().lower_bound(at)..segment().len() {
+                let seqno = segment().seqno(index);
                 if seqno > end {
                     break 'segments;
                 }
@@ -139,7 +140,7 @@ impl RangeReader {
                 slots += 1;
                 at = seqno.next();
                 // SAFETY: the word is loaded from a slot under the pin.
-                let Some(shown) = (unsafe { slot::show(segment.load(index)) }) else { continue };
+                let Some(shown) = (unsafe { slot::show(segment().load(index)) }) else { continue };
                 // The one visibility rule: born <= end, and not superseded at or before it.
                 if shown.superseded.is_none_or(|superseded| superseded > end) {
                     bytes += shown.item.key().len() + shown.item.value().len();

@@ -443,13 +443,21 @@ impl Item {
         unsafe { std::alloc::dealloc(self.0.as_ptr().cast(), layout) };
     }
 
-    /// Marks it and leaks it, so that a late reader finds the mark.
+    /// Marks it and buries it, so that a late reader finds the mark.
     #[cfg(any(loom, shuttle))]
     fn free(&mut self) {
+        let layout = self.shape().layout();
         let was_freed = self.head().is_freed.swap(true, Ordering::SeqCst);
         assert!(!was_freed, "freed twice");
+        #[cfg(loom)]
+        {
+            // SAFETY: as in `head`, which would find the mark.
+            let head = unsafe { self.0.as_ref() };
+            head.contents.with_mut(|_| ());
+        }
         // SAFETY: nobody uses the count any more: a late reader finds the mark first.
         unsafe { std::ptr::drop_in_place(&raw mut (*self.0.as_ptr()).count) };
+        crate::epoch::bury(self.0.as_ptr().cast(), layout);
     }
 }
 

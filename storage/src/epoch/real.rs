@@ -32,6 +32,12 @@ pub fn collect() {
     }
 }
 
+/// What this thread has retired and not handed over.
+#[cfg(test)]
+pub(crate) fn retired_bytes() -> usize {
+    RETIRED_BYTES.get()
+}
+
 impl Pin {
     /// Drops `garbage`, which takes about `bytes` of memory, when every pin that is live now is gone. New pins cannot reach it any more: that is for the
     /// caller to see to.

@@ -15,6 +15,7 @@ use ringbase_storage::types::{BucketId, VbId};
 use ringbase_storage::vbstore::VbStore;
 
 use super::expiry;
+use super::locks::Locks;
 use super::settings::BucketSettings;
 use super::tally::Tally;
 
@@ -24,6 +25,8 @@ pub struct BucketContext {
     pub env: Env,
     /// What happened to it on this core.
     pub tally: Tally,
+    /// Documents that are locked, of its vbuckets on this core.
+    pub locks: Locks,
     /// Runs of the expiry pager on this core.
     pub pager_runs: Cell<u64>,
     settings: Cell<BucketSettings>,
@@ -80,6 +83,7 @@ impl BucketContext {
         Rc::new(BucketContext {
             env,
             tally: Tally::default(),
+            locks: Locks::default(),
             pager_runs: Cell::new(0),
             settings: Cell::new(settings),
             quota_bytes: Cell::new(0),
@@ -136,6 +140,12 @@ impl BucketContext {
     #[must_use]
     pub fn now(&self) -> u32 {
         expiry::seconds(self.env.clock.wall_ns())
+    }
+
+    /// The monotonic clock, by which locks end.
+    #[must_use]
+    pub fn monotonic_ns(&self) -> u64 {
+        self.env.clock.monotonic_ns()
     }
 
     pub(super) fn change(&self, settings: BucketSettings, quota_bytes: u64) {

@@ -17,6 +17,8 @@ mod operation;
 mod wait;
 
 #[cfg(test)]
+mod locked;
+#[cfg(test)]
 mod model;
 #[cfg(test)]
 mod tests;

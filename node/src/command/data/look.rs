@@ -29,9 +29,7 @@ pub fn look(engine: &Engine, view: &SessionView, request: &Request<'_>, out: &mu
         _ => return false,
     };
     let Some(bucket) = view.bucket.and_then(|id| engine.bucket(id)) else { return false };
-    let Some(table) = bucket.shared(request.vbucket()).and_then(|vbucket| vbucket.table()) else {
-        return false;
-    };
+    let Some(table) = bucket.table(request.vbucket()) else { return false };
     let Some(key) = request.key else { return false };
     let mut buffer: KeyBuffer = [0; _];
     let key = key.with_prefix(&mut buffer);
@@ -46,6 +44,6 @@ pub fn look(engine: &Engine, view: &SessionView, request: &Request<'_>, out: &mu
     count(&tally.get_hits);
     count(&tally.vb_active_ops_get);
     let responder = Responder::of_view(&request.frame, view, request.received_ns);
-    encode_document(&responder, engine.env(), operation, request.frame.key, &item, out);
+    encode_document(&responder, engine.env(), operation, item.cas(), request.frame.key, &item, out);
     true
 }

@@ -6,6 +6,7 @@ mod bootstrap;
 mod data;
 mod durability;
 mod ephemeral;
+mod locks;
 mod malformed;
 mod refusals;
 mod resources;

@@ -17,6 +17,9 @@ use tracing_subscriber::EnvFilter;
 use crate::error::BenchError;
 use crate::report::table;
 
+/// Runs through an instrumented site so many times.
+type Site = fn(u64);
+
 /// Category of the measured sites.
 const CATEGORY: &str = "ringbench::trace";
 
@@ -91,7 +94,7 @@ pub(crate) fn run(args: &TraceArgs) -> Result<(), BenchError> {
         .finish();
     tracing::subscriber::set_global_default(TraceSubscriber::new(&control, log))
         .map_err(|error| BenchError::Unsound(error.to_string()))?;
-    let sites: [(&str, fn(u64)); 2] = [("span", spans), ("event", events)];
+    let sites: [(&str, Site); 2] = [("span", spans), ("event", events)];
     let mut costs = Vec::new();
     for (state, config, limit) in [
         ("off", None, 2.0),

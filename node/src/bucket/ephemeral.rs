@@ -24,8 +24,6 @@ use super::tally::count;
 /// Between two looks.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// Documents that one slice removes at most.
-
 /// How long a key index is kept that no scan uses.
 const INDEX_IDLE: Duration = Duration::from_secs(60);
 

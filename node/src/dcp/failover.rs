@@ -1,7 +1,8 @@
 //! The failover log as rules: the branches of a vbucket's history, newest first.
 //!
 //! Invariants
-//! - Every function leaves 1 to [`FAILOVER_ENTRIES_MAX`] entries whose seqnos do not rise towards the older ones.
+//! - A log has at most [`FAILOVER_ENTRIES_MAX`] entries, whose seqnos do not rise towards the older ones; only
+//!   [`roll_back`] may leave none.
 //!
 //! Cost: a log has at most 25 entries; all is linear in them.
 //!

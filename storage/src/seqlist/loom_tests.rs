@@ -77,7 +77,9 @@ impl World {
 
     fn trim(&mut self, from: u64) {
         let stale = &mut self.stale;
-        while self.list.trim(Seqno(from), |taken| { stale.remove(&taken.item.seqno().0); }) {}
+        while self.list.trim(Seqno(from), |taken| {
+            stale.remove(&taken.item.seqno().0);
+        }) {}
     }
 
     fn open(&mut self, start: u64) -> RangeReader {

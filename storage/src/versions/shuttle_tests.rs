@@ -174,7 +174,11 @@ fn shuttle_readers_of_a_vbucket_that_is_deleted_show_their_moment_or_are_told() 
 #[test]
 fn shuttle_forgetting_readers_is_caught() {
     let name = "versions::shuttle_tests::shuttle_readers_of_memory_show_their_moment";
-    assert_caught(Mutant::ForgetReaders, name, &["shown in place of what is expected", "the end comes too early"]);
+    assert_caught(
+        Mutant::ForgetReaders,
+        name,
+        &["shown in place of what is expected", "the end comes too early"],
+    );
 }
 
 /// What readers may look at is freed at once: one finds the mark.

@@ -494,7 +494,7 @@ mod tests {
             datatype in 0..=DATATYPE_MAX,
             kind in 1u8..=7,
         ) -> ItemMeta {
-            let kind = Kind::from_u8(kind).unwrap();
+            let kind = Kind::from_u8(kind).expect("1 to 7 are kinds");
             ItemMeta { seqno: Seqno(seqno), cas: Cas(cas), revid, flags, expiry, datatype, kind }
         }
     }

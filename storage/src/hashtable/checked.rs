@@ -1,4 +1,6 @@
 //! What the tests under a model checker share. Tables are small there: buckets of two slots, one more in each group behind, two items a bucket.
+//!
+//! Does not know: which checker runs.
 
 use super::shared::hasher;
 use super::*;

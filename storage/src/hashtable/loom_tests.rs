@@ -291,7 +291,10 @@ fn verdict(mutant: Mutant) -> String {
 #[test]
 fn loom_finds_what_is_freed_without_a_grace_period() {
     let verdict = verdict(Mutant::FreeWithoutGrace);
-    assert!(verdict.contains("touched after it was freed"), "{verdict}");
+    // Freeing counts as writing what an item holds: a reader that does not come before it is found that way, too.
+    let is_found =
+        ["touched after it was freed", "accesses to `UnsafeCell`"].iter().any(|text| verdict.contains(text));
+    assert!(is_found, "{verdict}");
 }
 
 #[test]

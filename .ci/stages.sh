@@ -65,7 +65,7 @@ summary() {
 stage_model() {
   local checker
   for checker in loom shuttle; do
-    RUSTFLAGS="${RUSTFLAGS:-} --cfg $checker" CARGO_TARGET_DIR="$target/$checker" RINGBASE_SCHEDULES="${RINGBASE_SCHEDULES:-4000}" \
+    RUSTFLAGS="${RUSTFLAGS:-} --cfg $checker" CARGO_TARGET_DIR="$target/$checker" RINGBASE_SCHEDULES="${RINGBASE_SCHEDULES:-100000}" \
       cargo test --locked -p ringbase-storage --release --lib "${checker}_" -- --nocapture 2>&1 | tee -a "$test_log" |
       grep -E '^(test result: |error|thread .* panicked)|[0-9] (interleavings|schedules)( in|$)| is caught by ' || return 1
   done

@@ -1,9 +1,10 @@
-//! `ringbench`: measures a node from outside, and the storage ring by itself.
+//! `ringbench`: measures a node from outside, and the storage ring and the sequence list by themselves.
 //!
 //! Bottom up: [`error`], [`process`], [`cpus`], [`recorder`], [`node`] (the node under test), [`workload`], the ceilings [`loopback`] and [`disk`],
 //! [`latency`], [`machine`], [`report`], [`plot`], and the commands in [`cmd`].
 //!
-//! Does not know: server code, but for an echo that is a floor; what it measures goes over TCP, and through `ringbase_storage::io` for the ring.
+//! Does not know: server code, but for an echo that is a floor; what it measures goes over TCP, and through
+//! `ringbase_storage` for ring and list.
 
 mod cpus;
 mod error;
@@ -54,6 +55,11 @@ enum Command {
     ///
     /// Example: ringbench memory --items 1000000 --value-bytes 8,88,1024
     Memory(cmd::memory::MemoryArgs),
+    /// The sequence list of one vbucket alone: what readers cost in memory and time.
+    ///
+    /// Example: ringbench seqlist --quick
+    #[command(name = "seqlist")]
+    SeqList(cmd::seqlist::SeqListArgs),
     /// The storage ring alone: reads and durable writes of a file at several depths.
     Io(cmd::io::IoArgs),
     /// What an instrumented site costs: tracing off, its category off, and recorded.
@@ -72,6 +78,7 @@ fn main() -> ExitCode {
         Command::Echo(args) => cmd::echo::run(&args),
         Command::ScanMemory(args) => cmd::scan_memory::run(&args),
         Command::Memory(args) => cmd::memory::run(&args),
+        Command::SeqList(args) => cmd::seqlist::run(&args),
         Command::Io(args) => cmd::io::run(&args),
         Command::Trace(args) => cmd::trace::run(&args),
     };

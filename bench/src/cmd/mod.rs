@@ -8,6 +8,7 @@ pub(crate) mod kv;
 pub(crate) mod memory;
 pub(crate) mod scan;
 pub(crate) mod scan_memory;
+pub(crate) mod seqlist;
 pub(crate) mod trace;
 
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -18,6 +18,8 @@ mod operation;
 mod wait;
 
 #[cfg(test)]
+mod differential;
+#[cfg(test)]
 mod locked;
 #[cfg(test)]
 mod model;

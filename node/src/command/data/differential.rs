@@ -269,7 +269,7 @@ impl<'c> Driver<'c> {
                     self.open.swap_remove(index);
                 }
                 Read::End => {
-                    self.coverage.from_disk += pair.from_disk();
+                    self.coverage.from_disk += pair.shown_from_disk();
                     if pair.is_by_key() {
                         self.coverage.key_scans += 1;
                     } else {

@@ -142,7 +142,7 @@ impl Pair {
     }
 
     /// Documents that the scan of the bucket on disk took from there.
-    pub(super) fn from_disk(&self) -> u64 {
+    pub(super) fn shown_from_disk(&self) -> u64 {
         match &self.both[0].scan {
             Scan::Keys(scan) => scan.counts().from_disk,
             Scan::Seqnos(scan) => scan.counts().from_disk,

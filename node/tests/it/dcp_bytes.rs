@@ -1,5 +1,5 @@
-//! Everything that reads the bytes of a DCP peer or a stored document, applied to one buffer; shared by the mutation
-//! test and the fuzz target.
+//! Everything that reads the bytes of a DCP peer or a stored document, applied to one buffer; what the mutation
+//! tests call.
 //!
 //! It asserts what must hold for any input: a message that decodes encodes to a frame of the same meaning, decoded
 //! values are within their bounds, and bytes that are refused leave nothing behind.

@@ -146,6 +146,12 @@ impl SeqnoScan {
         self.next
     }
 
+    /// Lets go of what was read ahead on disk; the next call reads it again. Versions taken from memory stay, for their reader has passed them.
+    pub fn park(&mut self) {
+        self.ahead = VecDeque::new();
+        self.is_sought = false;
+    }
+
     fn seek(&mut self) {
         self.is_sought = true;
         self.ahead.clear();

@@ -275,7 +275,8 @@ fn decode_meta(frame: &Frame<'_>, kind: Kind) -> Option<ItemMeta> {
 #[cfg(test)]
 mod tests {
     use ringbase_storage::format::seqlog_block::{RECORD_PREFIX_BYTES, SeqlogBlock, SeqlogBlockBuilder};
-    use ringbase_storage::types::{Item, VbId};
+    use ringbase_storage::item::Item;
+    use ringbase_storage::types::VbId;
 
     use super::super::envelope::StreamId;
     use super::super::message::{DcpMessage, flow_control_bytes};

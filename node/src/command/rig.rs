@@ -293,6 +293,7 @@ impl Rig {
                 outcome = execute(&self.engine, &self.session.view(), &request, &mut out, &mut defer);
             }
             Next::RangeScan(_) => panic!("no range scans here"),
+            Next::Dcp(_) => panic!("no streams here"),
             Next::Bucket(_) => panic!("no change of buckets here"),
             Next::SetParam(change) => change.responder.success(&self.sim.env()).encode(&mut out),
             Next::Stat(job) => {

@@ -94,7 +94,7 @@ impl Answer {
                     response.cas(meta.cas).value(number).encode(out);
                 }
             }
-            Operation::ObserveSeqno => unreachable!("it has no document"),
+            Operation::ObserveSeqno | Operation::FailoverLog => unreachable!("it has no document"),
         }
     }
 

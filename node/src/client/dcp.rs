@@ -1,7 +1,8 @@
 //! A DCP client: opens streams, hands their messages over one by one, answers noops, gives back what it has processed.
 //!
 //! Invariants
-//! - A message that was handed over counts as processed and is acknowledged, at once or gathered, unless [`DcpOptions::acknowledges`] is off.
+//! - A message that was handed over counts as processed and is acknowledged, at once or gathered, unless [`DcpOptions::acknowledges`]
+//!   is off.
 //! - Messages that arrive while an answer is awaited are kept in order, up to [`KEPT_BYTES_MAX`].
 //!
 //! Cost: a message is borrowed from the receive buffer; only kept ones are copied.

@@ -38,8 +38,8 @@ mod tests;
 
 pub use accept::{Closing, Next, must_run_alone};
 pub use bucket::BucketJob;
-pub(crate) use collections::unknown as unknown_collection;
 pub use catalog::{Catalog, CatalogBucket, CatalogOptions};
+pub(crate) use collections::unknown as unknown_collection;
 pub use data::{Outcome, Reply, execute, look};
 pub use param::ParamChange;
 pub use request::Request;

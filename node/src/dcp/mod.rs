@@ -4,7 +4,8 @@
 //! was told by DCP_OPEN and DCP_CONTROL; [`request`], [`rollback`] and [`failover`] answer a stream request;
 //! [`filter`] and [`stream_state`] belong to one stream; [`flow_control`] and [`noop`] to one connection.
 //!
-//! On top of them the two ends of a stream: [`streams`] and `stream` read a vbucket on its core into pieces ([`piece`]), [`producer`] is the connection, which
+//! On top of them the two ends of a stream: [`streams`] and `stream` read a vbucket on its core into pieces ([`piece`]), [`producer`]
+//! is the connection, which
 //! decides on its own core which bytes leave next.
 //!
 //! Invariants

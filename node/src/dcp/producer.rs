@@ -1,6 +1,7 @@
 //! A producer connection: its settings, its streams, and which bytes of them may leave next.
 //!
-//! The pieces of its streams queue here, one queue a stream. [`Producer::next_bytes`] takes from each stream with something to send in turn, as much of its first
+//! The pieces of its streams queue here, one queue a stream. [`Producer::next_bytes`] takes from each stream with something to send in
+//! turn, as much of its first
 //! piece as the client's window allows, cut between messages.
 //!
 //! Invariants
@@ -213,7 +214,8 @@ impl Producer {
         Ok(number)
     }
 
-    /// Takes a piece of a stream; false if there is no such stream any more. If it `discards`, what waits is dropped, and it is the next to be sent.
+    /// Takes a piece of a stream; false if there is no such stream any more. If it `discards`, what waits is dropped, and it is the
+    /// next to be sent.
     pub fn queue(&mut self, number: StreamNumber, bytes: Bytes, is_last: bool, discards: bool) -> bool {
         let Some(key) = self.keys.get(&number).copied() else { return false };
         let Some(stream) = self.streams.get_mut(&key).filter(|stream| !stream.is_ended) else { return false };
@@ -277,7 +279,8 @@ fn messages_within(bytes: &[u8], room: u64) -> usize {
     }
     let mut end = 0;
     while (end as u64) < room && end < bytes.len() {
-        let body = bytes.get(end + 8..end + 12).and_then(|length| length.try_into().ok()).map(u32::from_be_bytes);
+        let body =
+            bytes.get(end + 8..end + 12).and_then(|length| length.try_into().ok()).map(u32::from_be_bytes);
         // Pieces are made of whole messages; what is none leaves in one.
         let Some(body) = body else { return bytes.len() };
         end = end.saturating_add(HEADER_BYTES).saturating_add(body as usize);

@@ -1,6 +1,7 @@
 //! One stream: the task that reads its vbucket, the past first and then the present, into pieces of messages.
 //!
-//! It goes from snapshot to snapshot. If memory has everything from its position on, the snapshot is one of memory; else a view is opened and read from disk
+//! It goes from snapshot to snapshot. If memory has everything from its position on, the snapshot is one of memory; else a view is
+//! opened and read from disk
 //! ([`SeqnoScan`]). Between snapshots it holds its position and nothing else.
 //!
 //! Invariants
@@ -8,7 +9,8 @@
 //! - A view or reader is opened in the same run as its first messages (T2.1, T2.9), with a turn for a piece in hand.
 //! - Opened contents whose purge seqno the position does not reach end the stream with Rollback (T4.11).
 //! - A read that fails ends the stream with BackfillFail at once; what was not sent is dropped (T3.1, T3.2).
-//! - At most [`PIECES_AHEAD_MAX`] pieces of a stream are handed over and not sent. Who waits longer than [`PARK_AFTER`] lets go of what it read ahead.
+//! - At most [`PIECES_AHEAD_MAX`] pieces of a stream are handed over and not sent. Who waits longer than [`PARK_AFTER`] lets go of what
+//!   it read ahead.
 //!
 //! Cost: one copy a message. A slice is at most [`SLICE_ITEMS`] messages or [`SLICE_NS`].
 //! Does not know: flow control, sockets.
@@ -205,8 +207,7 @@ impl Stream {
         if !self.core.forget(self.spec.number) {
             return;
         }
-        let discards =
-            !matches!(end.status, StreamEndStatus::Ok) && self.state.get().discards_queue_at_end();
+        let discards = !matches!(end.status, StreamEndStatus::Ok) && self.state.get().discards_queue_at_end();
         self.kill();
         self.send_end(end.status, end.rest, discards);
     }
@@ -309,7 +310,8 @@ impl Stream {
         }
         let mut items = Vec::new();
         loop {
-            let room = (PIECE_BYTES + crate::range_scan::HEAD_ROOM).saturating_sub(filling.buffer.vec().len());
+            let room =
+                (PIECE_BYTES + crate::range_scan::HEAD_ROOM).saturating_sub(filling.buffer.vec().len());
             let limits = BatchLimits { items: SLICE_ITEMS, bytes: room.max(1) };
             let progress = reading.next_batch(limits, &mut items);
             for item in items.drain(..) {

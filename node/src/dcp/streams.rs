@@ -1,11 +1,13 @@
 //! The streams whose vbuckets are on this core: opened, ended, and what they share.
 //!
-//! Each stream is a task that reads ([`super::stream`]); the pieces it fills are sent by the connection's core and come home with [`Streams::sent`].
+//! Each stream is a task that reads ([`super::stream`]); the pieces it fills are sent by the connection's core and come home with
+//! [`Streams::sent`].
 //!
 //! Invariants
 //! - A stream is in the map exactly while it is not Dead; a last piece leaves it exactly once, unless its connection closed it or is gone.
 //! - When a stream ends, its task lets go of buffer, view and reader as soon as it runs.
-//! - Buffers of one connection's streams on a core: [`PIECES_MAX`] pieces' worth of bytes, and what one document exceeds a piece by. Open backfills of them:
+//! - Buffers of one connection's streams on a core: [`PIECES_MAX`] pieces' worth of bytes, and what one document exceeds a piece by.
+//!   Open backfills of them:
 //!   at most [`BACKFILLS_MAX`].
 //!
 //! Cost: a task a stream; nothing while it is up to date.
@@ -101,8 +103,7 @@ impl Streams {
         if let Decision::RollBack(seqno) = decide(&spec.claim(), &history) {
             return StreamAnswer::RollBack(seqno);
         }
-        let reach =
-            Reach { high_seqno, persisted_seqno: store.persisted_seqno(), filtered_high_seqno: None };
+        let reach = Reach { high_seqno, persisted_seqno: store.persisted_seqno(), filtered_high_seqno: None };
         match bound(spec.request, &reach) {
             Ok(bounded) => spec.request = bounded,
             Err(refusal) => return StreamAnswer::Refused(refusal),
@@ -180,7 +181,8 @@ impl Streams {
         self.core.pool.account().held()
     }
 
-    /// Shows every stream: its connection, vbucket and state, the last seqno it handed over, and how many seqnos its vbucket has behind that.
+    /// Shows every stream: its connection, vbucket and state, the last seqno it handed over, and how many seqnos its vbucket has behind
+    /// that.
     pub fn visit(&self, mut visit: impl FnMut(&StreamView)) {
         for stream in self.core.streams.borrow().values() {
             visit(&stream.view());

@@ -235,7 +235,8 @@ impl Connection {
         self.wake_writer();
     }
 
-    /// Sends whole frames that answer nothing, without copying them. The result resolves when the kernel has taken them all; keep at most two unresolved.
+    /// Sends whole frames that answer nothing, without copying them. The result resolves when the kernel has taken them all; keep at
+    /// most two unresolved.
     pub fn push_unasked(&self, bytes: Bytes) -> Pushed {
         let pushed = self.output().push_unasked(bytes);
         self.wake_writer();

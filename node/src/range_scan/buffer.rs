@@ -1,4 +1,5 @@
-//! Buffers of records, of range scans and of DCP streams: filled by the vbucket's core, sent by the connection's core, brought back for the next fill.
+//! Buffers of records, of range scans and of DCP streams: filled by the vbucket's core, sent by the connection's core, brought back for
+//! the next fill.
 //!
 //! A buffer leaves room in front of its records, so that the connection writes the response's head there and sends both as one piece.
 //!

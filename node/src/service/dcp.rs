@@ -27,9 +27,7 @@ use crate::command::{self, Request, Responder, SessionView, unknown_collection};
 use crate::core::{CoreId, host};
 use crate::dcp::flow_control::Acked;
 use crate::dcp::noop::NoopAction;
-use crate::dcp::piece::{
-    Content, PieceSink, SentPiece, StreamAnswer, StreamNumber, StreamPiece, StreamSpec,
-};
+use crate::dcp::piece::{Content, PieceSink, SentPiece, StreamAnswer, StreamNumber, StreamPiece, StreamSpec};
 use crate::dcp::producer::{Producer, StreamKey};
 use crate::dcp::request::check;
 use crate::net::{CloseCause, ConnId, Connection, Pushed, Ticket};
@@ -139,7 +137,8 @@ impl PieceSink for RemoteSink {
 }
 
 const NOT_OPEN: Refusal = Refusal::einval("The connection is no DCP connection");
-const NO_CONSUMER: Refusal = Refusal::new(Status::NOT_SUPPORTED, "This node produces; it consumes from nobody");
+const NO_CONSUMER: Refusal =
+    Refusal::new(Status::NOT_SUPPORTED, "This node produces; it consumes from nobody");
 
 impl CoreService {
     /// A DCP command of a connection of this core.
@@ -157,24 +156,22 @@ impl CoreService {
             (Opcode::DCP_OPEN, None) => {
                 self.open_producer(session, &view, request).map(|()| command.begin_dcp())
             }
-            (Opcode::DCP_OPEN, Some(_)) => {
-                Err(Refusal::einval("The connection is a DCP connection already"))
-            }
+            (Opcode::DCP_OPEN, Some(_)) => Err(Refusal::einval("The connection is a DCP connection already")),
             (_, None) => Err(NOT_OPEN),
-            (Opcode::DCP_STREAM_REQ, Some(dcp)) => {
-                match self.prepare_stream(dcp, &view, request) {
-                    Ok(spec) => return self.ask_for_stream(dcp, spec, responder, ticket),
+            (Opcode::DCP_STREAM_REQ, Some(dcp)) => match self.prepare_stream(dcp, &view, request) {
+                Ok(spec) => return self.ask_for_stream(dcp, spec, responder, ticket),
+                Err(refusal) => Err(refusal),
+            },
+            (Opcode::DCP_BUFFER_ACKNOWLEDGEMENT, Some(dcp)) => {
+                match decode_buffer_ack(request.frame.extras) {
+                    Ok(bytes) => {
+                        self.acked(dcp, bytes);
+                        ticket.silent();
+                        return self.answered(opcode, request.received_ns);
+                    }
                     Err(refusal) => Err(refusal),
                 }
             }
-            (Opcode::DCP_BUFFER_ACKNOWLEDGEMENT, Some(dcp)) => match decode_buffer_ack(request.frame.extras) {
-                Ok(bytes) => {
-                    self.acked(dcp, bytes);
-                    ticket.silent();
-                    return self.answered(opcode, request.received_ns);
-                }
-                Err(refusal) => Err(refusal),
-            },
             (Opcode::DCP_CONTROL, Some(dcp)) => self.control(dcp, view.features, &request.frame),
             (Opcode::DCP_CLOSE_STREAM, Some(dcp)) => {
                 return self.close_stream(dcp, &request.frame, &responder, ticket);
@@ -273,9 +270,8 @@ impl CoreService {
 
     fn close_stream(&self, dcp: &DcpConnection, frame: &Frame<'_>, responder: &Responder, ticket: Ticket) {
         let has_ids = dcp.producer.borrow().settings().stream_ids;
-        let closed = decode_close_stream(frame, has_ids).and_then(|id| {
-            dcp.producer.borrow_mut().close_stream(StreamKey { vb: frame.vbucket(), id })
-        });
+        let closed = decode_close_stream(frame, has_ids)
+            .and_then(|id| dcp.producer.borrow_mut().close_stream(StreamKey { vb: frame.vbucket(), id }));
         if let Ok(number) = closed {
             self.producers.streams.borrow_mut().remove(&number);
             match self.host_of_vbucket(frame.vbucket()) {
@@ -560,7 +556,9 @@ fn check_known(selection: &FilterSelection) -> Result<(), Refusal> {
     match selection {
         FilterSelection::All => Ok(()),
         FilterSelection::Collections(ids) if ids.iter().all(|id| *id == CollectionId::DEFAULT) => Ok(()),
-        FilterSelection::Collections(_) => Err(Refusal::new(Status::UNKNOWN_COLLECTION, "Unknown collection")),
+        FilterSelection::Collections(_) => {
+            Err(Refusal::new(Status::UNKNOWN_COLLECTION, "Unknown collection"))
+        }
         FilterSelection::Scope(ScopeId(0)) => Ok(()),
         FilterSelection::Scope(_) => Err(Refusal::new(Status::UNKNOWN_SCOPE, "Unknown scope")),
     }

@@ -1,12 +1,15 @@
 //! The service of a core: where requests, vbuckets and connections of different cores meet.
 //!
-//! A connection's core takes every frame. What needs a vbucket of this core is executed inline; what belongs to another core travels there in
-//! a mailbox, and its answer back. Only the connection's core writes to the socket: a range scan's buffers and a stream's pieces are filled on the
+//! A connection's core takes every frame. What needs a vbucket of this core is executed inline; what belongs to another core travels
+//! there in
+//! a mailbox, and its answer back. Only the connection's core writes to the socket: a range scan's buffers and a stream's pieces are
+//! filled on the
 //! vbucket's core and sent here.
 //!
 //! Invariants
 //! - Every ticket is answered once: by the executing core's answer, or because the connection is gone.
-//! - Requests of one connection to one vbucket arrive there in order: mailboxes keep order, and what waits for a full mailbox waits in order.
+//! - Requests of one connection to one vbucket arrive there in order: mailboxes keep order, and what waits for a full mailbox waits in
+//!   order.
 //!
 //! Cost: a request for a local vbucket sends no message and allocates nothing; a remote one is copied twice.
 //! Does not know: opcodes' rules (`command`), scans' contents (`range_scan`), sockets (`net`).

@@ -253,7 +253,10 @@ fn an_open_stream_follows_what_is_written() {
         consumer.client.close_stream(other).unwrap();
         consumer.until("its end", |copies| copies[&other].end == Some(StreamEndStatus::Closed));
         // It goes on where it was.
-        assert!(matches!(consumer.stream(vb, StreamFlags::NONE, StreamRequest::NO_END), StreamReply::Accepted(_)));
+        assert!(matches!(
+            consumer.stream(vb, StreamFlags::NONE, StreamRequest::NO_END),
+            StreamReply::Accepted(_)
+        ));
         consumer.until("the document", |copies| copies[&vb].documents.contains_key(&b"after"[..]));
     });
 }
@@ -385,8 +388,7 @@ fn commands_out_of_place_are_refused_and_a_name_belongs_to_the_newest_connection
 
         // With Collections noops are mandatory, keys have their prefix, and only the default collection is known.
         let features = ConnectOptions::FEATURES.with(Feature::Collections);
-        let connection =
-            Connection::open(&ConnectOptions { features, ..node.connect_options() }).unwrap();
+        let connection = Connection::open(&ConnectOptions { features, ..node.connect_options() }).unwrap();
         set(&mut node.connect(), "key", b"value");
         let vb = vbucket_of(b"key", VBUCKETS);
         let quiet = DcpOptions { noop_interval: None, ..DcpOptions::named("collections") };
@@ -468,9 +470,8 @@ fn a_damaged_block_under_a_backfill_ends_that_stream_and_nothing_else() {
         assert!(node.stop().success());
         let data = place.data().join("shard-000/data");
         let mut bytes = std::fs::read(&data).unwrap();
-        let has_h = |block: &[u8]| {
-            block.windows(1_000).step_by(500).any(|run| run.iter().all(|byte| *byte == b'h'))
-        };
+        let has_h =
+            |block: &[u8]| block.windows(1_000).step_by(500).any(|run| run.iter().all(|byte| *byte == b'h'));
         let damaged = bytes.chunks_mut(4096).enumerate().filter(|(_, block)| has_h(block)).nth(3);
         let (index, block) = damaged.expect("a block with such a value");
         block[2_000] ^= 0x40;
@@ -560,7 +561,8 @@ fn values_are_left_out_for_clients_that_want_none() {
     });
 }
 
-/// Three consumers of different speed, one that often disconnects and resumes, while everything changes. Whatever they saw on the way, in the end each has what the
+/// Three consumers of different speed, one that often disconnects and resumes, while everything changes. Whatever they saw on the way,
+/// in the end each has what the
 /// bucket has.
 #[test]
 fn consumers_of_any_speed_end_up_with_what_the_bucket_has() {

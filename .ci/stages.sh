@@ -60,6 +60,17 @@ summary() {
   } END { printf "%d passed, %d failed\n", passed, failed }' "$1"
 }
 
+# The lock-free parts under loom (every interleaving of small tests) and shuttle (random schedules of larger ones), in short form;
+# perf/README.md has the long one. What they count is printed, their results go into the sum.
+stage_model() {
+  local checker
+  for checker in loom shuttle; do
+    RUSTFLAGS="${RUSTFLAGS:-} --cfg $checker" CARGO_TARGET_DIR="$target/$checker" RINGBASE_SCHEDULES="${RINGBASE_SCHEDULES:-4000}" \
+      cargo test --locked -p ringbase-storage --release --lib "${checker}_" -- --nocapture 2>&1 | tee -a "$test_log" |
+      grep -E '^(test result: |error|thread .* panicked)|[0-9] (interleavings|schedules)( in|$)| is caught by ' || return 1
+  done
+}
+
 # Every target of every fuzz package, from a copy of its corpus: a run must not change the tree. The stable compiler does.
 stage_fuzz() {
   local package name corpus log

@@ -17,8 +17,8 @@ use ringbase::protocol::range_scan::RangeScanCreate;
 use ringbase::protocol::scan_records::RecordKind;
 use ringbase::protocol::{Decoded, FrameLimits, Opcode, Response, Status, decode_frame};
 use ringbase_storage::types::VbId;
-use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
+use crate::cpus;
 use crate::error::BenchError;
 use crate::process::{own_cpu_seconds, thread_cpu_seconds};
 
@@ -89,22 +89,6 @@ pub(crate) struct Ceiling {
     pub(crate) reader_cpu_seconds: f64,
 }
 
-/// The CPUs that this process may run on.
-///
-/// # Errors
-/// The system does not tell.
-pub(crate) fn cpus() -> Result<Vec<usize>, BenchError> {
-    let set = sched_getaffinity(None)
-        .map_err(|errno| BenchError::System { what: "read the CPU mask", source: errno.into() })?;
-    Ok((0..CpuSet::MAX_CPU).filter(|cpu| set.is_set(*cpu)).collect())
-}
-
-fn pin(cpu: usize) -> io::Result<()> {
-    let mut set = CpuSet::new();
-    set.set(cpu);
-    Ok(sched_setaffinity(None, &set)?)
-}
-
 /// A plain writer for every connection; gives back the CPU seconds of all when the connections are closed.
 fn serve(
     listener: &TcpListener,
@@ -119,7 +103,7 @@ fn serve(
             stream.set_nodelay(true)?;
             let (talk, cpu) = (&talk, cpus[index % cpus.len()]);
             threads.push(scope.spawn(move || {
-                pin(cpu)?;
+                cpus::bind(&[cpu])?;
                 let before = thread_cpu_seconds();
                 talk(&mut stream)?;
                 Ok::<f64, io::Error>(thread_cpu_seconds() - before)
@@ -304,7 +288,7 @@ mod tests {
     #[test]
     fn the_real_client_takes_a_plain_writer_for_a_node_and_counts_every_key() {
         let (frames, record_bytes) = frames(8192);
-        let cpus = cpus().unwrap();
+        let cpus = cpus::allowed().unwrap();
         for connections in [1, 3] {
             let ceiling = plain_node(&frames, 5, connections, &cpus).unwrap();
             assert_eq!(ceiling.records.records, 5_000);
@@ -315,7 +299,7 @@ mod tests {
     #[test]
     fn a_plain_stream_brings_every_byte() {
         let (frames, _) = frames(8192);
-        let ceiling = stream(&frames, 5, 2, &cpus().unwrap()).unwrap();
+        let ceiling = stream(&frames, 5, 2, &cpus::allowed().unwrap()).unwrap();
         assert_eq!(ceiling.record_bytes, 5 * frames.bytes.len() as u64);
     }
 }

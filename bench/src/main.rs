@@ -1,10 +1,11 @@
 //! `ringbench`: measures a node from outside, and the storage ring by itself.
 //!
-//! Bottom up: [`error`], [`process`], [`recorder`], [`node`] (the node under test), [`workload`], the ceilings [`loopback`] and [`disk`],
+//! Bottom up: [`error`], [`process`], [`cpus`], [`recorder`], [`node`] (the node under test), [`workload`], the ceilings [`loopback`] and [`disk`],
 //! [`latency`], [`machine`], [`report`], [`plot`], and the commands in [`cmd`].
 //!
-//! Does not know: server code; what it measures goes over TCP, and through `ringbase_storage::io` for the ring.
+//! Does not know: server code, but for an echo that is a floor; what it measures goes over TCP, and through `ringbase_storage::io` for the ring.
 
+mod cpus;
 mod error;
 mod process;
 mod recorder;
@@ -43,17 +44,36 @@ enum Command {
     ///
     /// Example: ringbench scan --quick
     Scan(cmd::scan::ScanArgs),
+    /// GET and SET of a node of its own beside memcached, with one client, in one run.
+    ///
+    /// Example: ringbench kv --quick. Only GETs of one core: ringbench kv --cores 1 --mixes get --depths 16
+    Kv(cmd::kv::KvArgs),
     /// Memory of a node while many scans stand still half-way.
     ScanMemory(cmd::scan_memory::ScanMemoryArgs),
+    /// Memory of a node an item, beside key and value, and what goes back to the system when a bucket is emptied or deleted.
+    ///
+    /// Example: ringbench memory --items 1000000 --value-bytes 8,88,1024
+    Memory(cmd::memory::MemoryArgs),
     /// The storage ring alone: reads and durable writes of a file at several depths.
     Io(cmd::io::IoArgs),
+    /// What an instrumented site costs: tracing off, its category off, and recorded.
+    ///
+    /// Example: ringbench trace --json
+    Trace(cmd::trace::TraceArgs),
+    /// Answers frames with nothing; a child of `kv`.
+    #[command(hide = true)]
+    Echo(cmd::echo::EchoArgs),
 }
 
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Scan(args) => cmd::scan::run(&args),
+        Command::Kv(args) => cmd::kv::run(&args),
+        Command::Echo(args) => cmd::echo::run(&args),
         Command::ScanMemory(args) => cmd::scan_memory::run(&args),
+        Command::Memory(args) => cmd::memory::run(&args),
         Command::Io(args) => cmd::io::run(&args),
+        Command::Trace(args) => cmd::trace::run(&args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

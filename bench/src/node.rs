@@ -154,12 +154,31 @@ impl NodeProcess {
         }
     }
 
+    /// Where it listens.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.ready.listen
+    }
+
+    /// Its process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// A connection for questions.
     ///
     /// # Errors
     /// It does not answer.
     pub(crate) fn connect(&self) -> Result<Control, BenchError> {
-        Ok(Control { connection: Connection::open(&self.connect_options())? })
+        Control::open(&self.connect_options())
+    }
+
+    /// A connection for questions about a bucket.
+    ///
+    /// # Errors
+    /// It does not answer, or there is no such bucket.
+    pub(crate) fn connect_to(&self, bucket: &str) -> Result<Control, BenchError> {
+        let options = ConnectOptions { bucket: Some(bucket.to_owned()), ..self.connect_options() };
+        Ok(Control { connection: Connection::open(&options)? })
     }
 
     /// CPU seconds so far.
@@ -222,6 +241,14 @@ pub(crate) struct Control {
 }
 
 impl Control {
+    /// A connection as `options` say.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub(crate) fn open(options: &ConnectOptions) -> Result<Control, BenchError> {
+        Ok(Control { connection: Connection::open(options)? })
+    }
+
     /// A group of statistics.
     ///
     /// # Errors
@@ -285,6 +312,14 @@ impl Control {
             Request::new(Opcode::SET_PARAM).extras(&KIND).key(SEND_SIZE.as_bytes()).value(value.as_bytes());
         self.connection.call(request, |_| ())?;
         Ok(())
+    }
+
+    /// Creates a bucket; `settings` are `key=value;key=value`.
+    ///
+    /// # Errors
+    /// The node refuses or is gone.
+    pub(crate) fn create_bucket(&mut self, name: &str, settings: &str) -> Result<(), BenchError> {
+        Ok(self.connection.create_bucket(name, settings)?)
     }
 
     /// Waits until every vbucket has persisted what it has acknowledged.

@@ -1,4 +1,4 @@
-//! Plots against the buffer size, as SVG.
+//! Plots of lines over named positions, as SVG.
 //!
 //! Does not know: what the numbers mean.
 
@@ -22,6 +22,8 @@ pub(crate) struct Line {
 pub(crate) struct Plot<'a> {
     /// Above it.
     pub(crate) title: &'a str,
+    /// Below the horizontal axis.
+    pub(crate) axis: &'a str,
     /// Beside the vertical axis.
     pub(crate) unit: &'a str,
     /// The vertical axis is logarithmic.
@@ -75,7 +77,7 @@ macro_rules! draw {
             .disable_x_mesh()
             .x_labels(plot.positions.len() * 4 + 1)
             .x_label_formatter(&|at: &f64| label(plot.positions, *at))
-            .x_desc("buffer size")
+            .x_desc(plot.axis)
             .y_desc(plot.unit)
             .draw()
             .map_err(text)?;
@@ -131,11 +133,17 @@ mod tests {
         let lines = [Line { name: "keys warm".into(), points: vec![(0, 100.0), (1, 900.0), (2, 1000.0)] }];
         for logarithmic in [false, true] {
             let path = directory.path().join("plot.svg");
-            let plot =
-                Plot { title: "Throughput", unit: "MB/s", logarithmic, positions: &positions, lines: &lines };
+            let plot = Plot {
+                title: "Throughput",
+                axis: "buffer size",
+                unit: "MB/s",
+                logarithmic,
+                positions: &positions,
+                lines: &lines,
+            };
             plot.draw(&path).unwrap();
             let svg = std::fs::read_to_string(&path).unwrap();
-            for text in ["8KiB", "64KiB", "1MiB", "keys warm", "Throughput", "MB/s"] {
+            for text in ["8KiB", "64KiB", "1MiB", "keys warm", "Throughput", "MB/s", "buffer size"] {
                 assert!(svg.contains(text), "{text} is missing, logarithmic {logarithmic}");
             }
             assert_eq!(svg.matches("<circle").count(), 3);
@@ -146,8 +154,9 @@ mod tests {
     fn a_plot_without_values_is_an_error() {
         let directory = tempfile::tempdir().unwrap();
         let lines = [Line { name: "none".into(), points: vec![] }];
+        let positions = ["a".to_owned()];
         let plot =
-            Plot { title: "", unit: "", logarithmic: false, positions: &["a".to_owned()], lines: &lines };
+            Plot { title: "", axis: "", unit: "", logarithmic: false, positions: &positions, lines: &lines };
         assert!(plot.draw(&directory.path().join("plot.svg")).is_err());
     }
 

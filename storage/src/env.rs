@@ -37,6 +37,8 @@ pub trait Spawn {
     fn yield_now(&self) -> LocalFuture<'static, ()>;
     /// Whether the running task should yield soon: cheap, called once per small batch.
     fn should_yield(&self) -> bool;
+    /// Much memory was let go of, more than will be used again soon: a host may give it back to the system, not on this thread.
+    fn memory_let_go(&self) {}
 }
 
 /// The host of one core, as the engine sees it. Cheap to clone.

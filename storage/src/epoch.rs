@@ -23,7 +23,13 @@ mod model;
 mod real;
 
 #[cfg(any(loom, shuttle))]
+pub(crate) use model::bury;
+#[cfg(any(loom, shuttle))]
 pub use model::{Pin, collect, pin};
+#[cfg(all(test, any(loom, shuttle)))]
+pub(crate) use model::{free_buried, live_nodes};
+#[cfg(all(test, not(any(loom, shuttle))))]
+pub(crate) use real::retired_bytes;
 #[cfg(not(any(loom, shuttle)))]
 pub use real::{Pin, collect, pin};
 
@@ -46,6 +52,8 @@ pub(crate) struct Node<T> {
 impl<T: Send + Sync + 'static> Node<T> {
     /// Puts `value` on the heap; it is there until [`Node::retire`] or [`Node::free`].
     pub(crate) fn alloc(value: T) -> *mut Node<T> {
+        #[cfg(any(loom, shuttle))]
+        model::count_nodes(1);
         Box::into_raw(Box::new(Node {
             #[cfg(any(loom, shuttle))]
             is_freed: std::sync::atomic::AtomicBool::new(false),
@@ -70,13 +78,13 @@ impl<T: Send + Sync + 'static> Node<T> {
         &node.value
     }
 
-    /// Frees `node` when every pin that is live now is gone.
+    /// Frees `node`, whose value holds about `bytes` elsewhere, when every pin that is live now is gone.
     ///
     /// # Safety
     /// `node` comes from [`Node::alloc`], no reader that pins from now on can find it, and it is retired or freed once only.
-    pub(crate) unsafe fn retire(node: *mut Node<T>, pin: &Pin) {
+    pub(crate) unsafe fn retire(node: *mut Node<T>, bytes: usize, pin: &Pin) {
         let unlinked = Unlinked(node);
-        pin.retire(unlinked, size_of::<Node<T>>());
+        pin.retire(unlinked, size_of::<Node<T>>() + bytes);
     }
 
     /// Frees `node` now.
@@ -104,12 +112,16 @@ impl<T: Send + Sync + 'static> Drop for Unlinked<T> {
         }
         #[cfg(any(loom, shuttle))]
         {
-            // SAFETY: this is the node's only owner. Its memory is leaked, so that a late reader finds the mark.
+            // SAFETY: this is the node's only owner. Its memory stays for a while, so that a late reader finds the mark.
             let node = unsafe { &mut *self.0 };
             let was_freed = node.is_freed.swap(true, std::sync::atomic::Ordering::SeqCst);
             assert!(!was_freed, "freed twice");
+            #[cfg(loom)]
+            node.contents.with_mut(|_| ());
             // SAFETY: freed once, as was just checked.
             unsafe { std::mem::ManuallyDrop::drop(&mut node.value) };
+            model::count_nodes(-1);
+            bury(self.0.cast(), std::alloc::Layout::new::<Node<T>>());
         }
     }
 }

@@ -9,8 +9,8 @@
 //! - An insertion splits one bucket at most, an eviction merges one at most: no operation moves more entries than there are in one chain and the
 //!   place that it goes to, or allocates more than one segment. An empty table has allocated nothing.
 //!
-//! Cost: O(1) look-up and insertion; 12 to 12.5 bytes an item beside the items when it has grown, 15 after evictions. A table that was ever filled or read
-//! from elsewhere keeps about 350 bytes, which [`HashTable::bytes`] does not count.
+//! Cost: O(1) look-up and insertion; 12 to 12.5 bytes an item beside the items when it has grown, 15 after evictions. A table that was ever filled
+//! or read from elsewhere keeps about 300 bytes, which [`HashTable::bytes`] does not count.
 //! Does not know: seqno order, disk, when to evict, who reads.
 
 #![allow(unsafe_code)]
@@ -41,8 +41,8 @@ use directory::BUCKETS_MAX;
 use shared::{Shared, bucket_of, parent_of};
 use word::{address, tag, word};
 
-/// Items a bucket above which a table splits a bucket. Worst bytes an item in the table, and worst mean number of groups that a hit reads: at 6.5 items
-/// 13.2 and 1.22, at 8 12.5 and 1.36, at 10 12.1 and 1.57.
+/// Items a bucket above which a table splits a bucket. Worst bytes an item in the table, and worst mean number of groups that a hit reads: at 6.5
+/// 13.2 and 1.22, at 8 12.5 and 1.36; at 10 they would be 12.1 and 1.57.
 const LOAD_MAX: Ratio = if cfg!(any(loom, shuttle)) { Ratio(2, 1) } else { Ratio(8, 1) };
 
 /// Items a bucket below which it merges one.
@@ -160,8 +160,8 @@ impl HashTable {
         Some(old)
     }
 
-    /// Shows the versions in buckets with `max` slots together (one bucket at least) below bucket `from`, [`HashTable::TOP`] at first, and says where to go
-    /// on; `None` at the end. It goes down, because that is where evictions move things. A version that moves meanwhile may be missed or shown twice.
+    /// Shows the versions in buckets with `max` slots together (one bucket at least) below bucket `from`, [`HashTable::TOP`] at first, and says where
+    /// to go on; `None` at the end. It goes down, because that is where evictions move things. A version that moves meanwhile may be missed or shown twice.
     pub fn visit_slots(&self, from: usize, max: usize, mut visit: impl FnMut(&Item)) -> Option<usize> {
         let from = from.min(self.buckets());
         let end = from.saturating_sub((max / BUCKET_SLOTS).max(1));

@@ -422,6 +422,10 @@ impl Clone for Item {
 impl Drop for Item {
     #[inline]
     fn drop(&mut self) {
+        // A checker that found something unwinds: what it found is to be told, not found again.
+        if cfg!(any(loom, shuttle)) && std::thread::panicking() {
+            return;
+        }
         if self.head().count.fetch_sub(1, Ordering::Release) == 1 {
             // What other threads read through their handles happened before they gave them up.
             fence(Ordering::Acquire);
@@ -439,13 +443,21 @@ impl Item {
         unsafe { std::alloc::dealloc(self.0.as_ptr().cast(), layout) };
     }
 
-    /// Marks it and leaks it, so that a late reader finds the mark.
+    /// Marks it and buries it, so that a late reader finds the mark.
     #[cfg(any(loom, shuttle))]
     fn free(&mut self) {
+        let layout = self.shape().layout();
         let was_freed = self.head().is_freed.swap(true, Ordering::SeqCst);
         assert!(!was_freed, "freed twice");
+        #[cfg(loom)]
+        {
+            // SAFETY: as in `head`, which would find the mark.
+            let head = unsafe { self.0.as_ref() };
+            head.contents.with_mut(|_| ());
+        }
         // SAFETY: nobody uses the count any more: a late reader finds the mark first.
         unsafe { std::ptr::drop_in_place(&raw mut (*self.0.as_ptr()).count) };
+        crate::epoch::bury(self.0.as_ptr().cast(), layout);
     }
 }
 

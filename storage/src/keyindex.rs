@@ -71,6 +71,11 @@ impl KeyIndex {
         }
     }
 
+    /// Drops the first key; false if there is none.
+    pub fn pop(&mut self) -> bool {
+        self.by_key.pop_first().is_some()
+    }
+
     /// The newest version of `key`.
     #[must_use]
     pub fn get(&self, key: &[u8]) -> Option<&Item> {

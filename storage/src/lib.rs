@@ -12,6 +12,8 @@
 
 mod atomic;
 pub mod cache;
+#[cfg(all(test, any(loom, shuttle)))]
+mod checking;
 pub mod env;
 pub mod epoch;
 pub mod extent;

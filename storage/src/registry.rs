@@ -23,7 +23,7 @@ use crate::atomic::{AtomicU64, Ordering};
 use crate::types::Seqno;
 
 /// The position of a reader that reads no more.
-const DONE: u64 = u64::MAX;
+pub(crate) const DONE: Seqno = Seqno(u64::MAX);
 
 /// A reader in seqno order. It may be on any core.
 #[derive(Debug)]
@@ -48,11 +48,6 @@ impl Reader {
     /// Nothing below `position` is read any more.
     pub(crate) fn move_to(&self, position: Seqno) {
         self.position.store(position.0, Ordering::Release);
-    }
-
-    /// Nothing is read any more.
-    pub(crate) fn finish(&self) {
-        self.position.store(DONE, Ordering::Release);
     }
 
     fn is_done(&self) -> bool {
@@ -141,18 +136,23 @@ impl Registry {
         self.by_key.iter().filter_map(Weak::upgrade).any(|reader| reader.needs(key, born, superseded))
     }
 
-    /// A range of seqnos that a reader has passed since it was asked last; the reader is forgotten when it is done. `None` if no reader has moved.
-    pub fn take_passed(&mut self) -> Option<RangeInclusive<Seqno>> {
-        let passed_to = |other: &BySeqno| other.reader.position().min(other.reader.end.next());
-        let moved = self.by_seqno.iter().position(|other| other.settled < passed_to(other))?;
-        let to = passed_to(&self.by_seqno[moved]);
-        let BySeqno { reader, settled } = &mut self.by_seqno[moved];
-        let passed = *settled..=Seqno(to.0 - 1);
-        *settled = to;
-        if reader.is_done() {
-            self.by_seqno.remove(moved);
-        }
-        Some(passed)
+    /// Readers in seqno order that are known, those that are done and not settled included. [`Registry::passed`] counts them from 0.
+    #[must_use]
+    pub fn known(&self) -> usize {
+        self.by_seqno.len()
+    }
+
+    /// The range of seqnos that a reader has passed and that is not settled; `None` if there is none.
+    #[must_use]
+    pub fn passed(&self, index: usize) -> Option<RangeInclusive<Seqno>> {
+        let BySeqno { reader, settled } = self.by_seqno.get(index)?;
+        let to = reader.position().min(reader.end.next());
+        (*settled < to).then(|| *settled..=Seqno(to.0 - 1))
+    }
+
+    /// What lies below `to` has been looked at since the reader passed it.
+    pub fn settle(&mut self, index: usize, to: Seqno) {
+        self.by_seqno[index].settled = to;
     }
 
     /// Forgets readers that are done and have nothing behind them.
@@ -233,11 +233,11 @@ mod tests {
         let second = registry.open(Seqno(4), Seqno(9));
         assert!(!registry.is_free(&range(1, 2)) && registry.is_free(&range(1, 1)));
         assert_eq!(registry.union(), Some(range(2, 9)));
-        first.finish();
+        first.move_to(DONE);
         assert!(registry.is_free(&range(1, 3)) && !registry.is_free(&range(5, 5)));
         second.move_to(Seqno(6));
         assert!(registry.is_free(&range(1, 5)) && !registry.is_free(&range(6, 6)));
-        second.finish();
+        second.move_to(DONE);
         assert!(registry.is_free(&range(1, 100)) && registry.union().is_none());
     }
 
@@ -251,7 +251,7 @@ mod tests {
         let first = registry.open(Seqno(1), Seqno(3));
         let _second = registry.open(Seqno(1), Seqno(2));
         assert_eq!(registry.free_part(range(1, 4)), Some(range(4, 4)));
-        first.finish();
+        first.move_to(DONE);
         assert_eq!(registry.free_part(range(1, 4)), Some(range(3, 4)));
         assert_eq!(registry.free_part(range(1, 2)), None);
     }
@@ -266,13 +266,19 @@ mod tests {
         assert!(registry.needs(Seqno(1000), Seqno(2000)));
         near.move_to(Seqno(6));
         assert!(!registry.needs(Seqno(5), Seqno(11)) && registry.needs(Seqno(6), Seqno(11)));
-        assert_eq!(registry.take_passed(), Some(range(1, 5)));
-        assert_eq!(registry.take_passed(), None);
-        near.finish();
-        far.finish();
-        assert_eq!(registry.take_passed(), Some(range(6, 10)));
-        assert_eq!(registry.take_passed(), Some(range(990, 1010)));
-        assert_eq!((registry.take_passed(), registry.len()), (None, 0));
+        assert_eq!((registry.passed(0), registry.passed(1)), (Some(range(1, 5)), None));
+        registry.settle(0, Seqno(6));
+        assert_eq!(registry.passed(0), None);
+        near.move_to(DONE);
+        far.move_to(DONE);
+        registry.forget_done();
+        assert_eq!((registry.len(), registry.known()), (0, 2), "there is something behind them");
+        assert_eq!((registry.passed(0), registry.passed(1)), (Some(range(6, 10)), Some(range(990, 1010))));
+        registry.settle(0, Seqno(8));
+        assert_eq!(registry.passed(0), Some(range(8, 10)), "a part of it");
+        registry.settle(0, Seqno(11));
+        registry.forget_done();
+        assert_eq!((registry.known(), registry.passed(0)), (1, Some(range(990, 1010))));
     }
 
     #[test]

@@ -61,14 +61,6 @@ impl Shared {
     fn has_ended(&self) -> bool {
         self.ended.load(Ordering::Acquire)
     }
-
-    /// # Safety
-    /// `'g` lies within the life of the pin: the directory is retired through the epoch.
-    unsafe fn directory<'g>(&self, _: &'g Pin) -> Option<&'g Directory> {
-        let directory = self.directory.load(Ordering::Acquire);
-        // SAFETY: it was loaded under the pin, and is retired after another took its place.
-        (!directory.is_null()).then(|| unsafe { Node::get(directory) })
-    }
 }
 
 struct Owned {
@@ -186,8 +178,10 @@ impl SeqList {
             unsafe { Node::free(directory) };
             return;
         }
+        // SAFETY: it is alive until it is retired, below.
+        let bytes = unsafe { Node::get(directory) }.bytes();
         // SAFETY: another has taken its place, so no reader finds it any more; each was in place once.
-        unsafe { Node::retire(directory, pin) };
+        unsafe { Node::retire(directory, bytes, pin) };
     }
 
     /// The segment and slot that a seqno has, if there is one.
@@ -292,9 +286,10 @@ impl SeqList {
     }
 
     fn retire_segment(&mut self, owned: &Owned, pin: &Pin) {
-        self.bytes -= owned.segment().bytes();
+        let bytes = owned.segment().bytes();
+        self.bytes -= bytes;
         // SAFETY: the directory in place does not name it, and its entry is gone.
-        unsafe { Node::retire(owned.segment, pin) };
+        unsafe { Node::retire(owned.segment, bytes, pin) };
     }
 
     /// Lets go of the head: the list is complete from `from` on. At most one segment goes an operation; returns whether there is more to go. Each
@@ -443,5 +438,7 @@ impl Drop for SeqList {
     }
 }
 
+#[cfg(all(test, loom))]
+mod loom_tests;
 #[cfg(all(test, not(any(loom, shuttle))))]
 mod tests;

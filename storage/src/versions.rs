@@ -14,7 +14,6 @@
 mod keys;
 
 use std::collections::BTreeMap;
-use std::ops::RangeInclusive;
 use std::rc::Rc;
 
 use crate::item::Item;
@@ -97,8 +96,8 @@ pub struct Versions {
     index_used_ns: u64,
     kept: BTreeMap<Seqno, Kept>,
     kept_by_key: BTreeMap<Box<[u8]>, Vec<Seqno>>,
-    /// Ranges that readers have passed, and nobody has looked at since.
-    passed: Vec<RangeInclusive<Seqno>>,
+    /// A slice of settling has ended before it had looked at all that readers have passed.
+    is_unsettled: bool,
     stats: VersionsStats,
 }
 
@@ -147,34 +146,27 @@ impl Versions {
 
     /// Gives up what was kept for readers that have moved on or ended, at most a slice of it. Returns the bytes, and whether there is more to look at.
     pub fn settle(&mut self) -> (usize, bool) {
-        if !self.list.take_moved() && self.passed.is_empty() {
+        if !self.list.take_moved() && !self.is_unsettled {
             return (0, false);
         }
-        while let Some(range) = self.registry.take_passed() {
-            self.passed.push(range);
+        self.is_unsettled = false;
+        let (mut freed, mut left) = (0, SLICE);
+        // Each reader is asked once: one that moves all the time on another core does not hold its owner up.
+        for index in 0..self.registry.known() {
+            let Some(passed) = self.registry.passed(index) else { continue };
+            let slice: Vec<Seqno> =
+                self.kept.range(passed.clone()).take(left).map(|(born, _)| *born).collect();
+            left -= slice.len();
+            freed += slice.iter().map(|born| self.release(*born)).sum::<usize>();
+            if left == 0 {
+                self.registry.settle(index, slice.last().map_or(*passed.start(), |last| last.next()));
+                self.is_unsettled = true;
+                break;
+            }
+            self.registry.settle(index, passed.end().next());
         }
         self.registry.forget_done();
-        if self.kept.is_empty() {
-            self.passed.clear();
-            return (0, false);
-        }
-        let (mut freed, mut looked) = (0, 0);
-        while let Some(range) = self.passed.pop() {
-            let slice: Vec<Seqno> =
-                self.kept.range(range.clone()).take(SLICE - looked).map(|(born, _)| *born).collect();
-            looked += slice.len();
-            for born in &slice {
-                freed += self.release(*born);
-            }
-            if looked == SLICE {
-                let next = slice.last().map_or(*range.start(), |last| last.next());
-                if next <= *range.end() {
-                    self.passed.push(next..=*range.end());
-                }
-                return (freed, !self.passed.is_empty());
-            }
-        }
-        (freed, false)
+        (freed, self.is_unsettled)
     }
 
     /// Gives up a kept version as far as no reader needs it any more. Returns the bytes that are free then.
@@ -296,12 +288,27 @@ impl Versions {
         self.list.bytes() + self.index_bytes()
     }
 
-    /// Ends all readers and lets go of everything, a segment a call; returns whether there is more.
+    /// Ends all readers and lets go of everything, a segment or a slice of what else there is a call; returns whether there is more.
     pub fn drain_slice(&mut self) -> bool {
-        self.index = Index::Absent;
-        self.kept.clear();
-        self.kept_by_key.clear();
-        self.list.drain_slice()
+        if self.list.drain_slice() {
+            return true;
+        }
+        for _ in 0..SLICE {
+            let is_indexed = match &mut self.index {
+                Index::Absent => false,
+                Index::Building(_, index) | Index::Complete(index) => index.pop(),
+            };
+            let kept = self.kept.pop_first();
+            if let Some((_, kept)) = &kept {
+                self.kept_by_key.remove(kept.item.key());
+                self.forget(&kept.item);
+            }
+            if !is_indexed && kept.is_none() {
+                self.index = Index::Absent;
+                return false;
+            }
+        }
+        true
     }
 
     /// The numbers.
@@ -332,5 +339,9 @@ impl Versions {
 /// Shared with whoever scans in key order; see [`Versions::open_by_key`].
 pub type KeyReaderHandle = Rc<KeyReader>;
 
+#[cfg(all(test, loom))]
+mod loom_tests;
+#[cfg(all(test, shuttle))]
+mod shuttle_tests;
 #[cfg(all(test, not(any(loom, shuttle))))]
 mod tests;

@@ -7,6 +7,7 @@
 //! Does not know: nodes.
 
 mod bucket;
+mod trace;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -17,6 +18,7 @@ use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
 use ringbase::auth::Role;
 use ringbase::client::{DEFAULT_ADDRESS, SourceForm};
+pub(crate) use trace::{TraceAction, TraceArgs, TraceStartArgs};
 
 const STYLES: Styles = Styles::styled()
     .header(AnsiColor::Green.on_default().bold())
@@ -34,6 +36,7 @@ Examples:
   ringctl range-scan --key-only                      count and time all keys
   ringctl range-scan --prefix user: --print-keys     list some
   ringctl timings                                    where the node spends its time
+  ringctl trace start                                record what it does when
 
 Exit code: 0 done, 1 failed, 2 wrong command line.
 Results go to standard output, all else to standard error.")]
@@ -89,6 +92,8 @@ pub(crate) enum Command {
     Stats(StatsArgs),
     /// Print the node's histograms with percentiles
     Timings(TimingsArgs),
+    /// Record what the node does when, and dump it for Perfetto
+    Trace(TraceArgs),
     /// Create, list, change, empty and delete buckets
     Bucket(BucketArgs),
     /// Change a users file

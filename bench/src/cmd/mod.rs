@@ -2,9 +2,13 @@
 //!
 //! Does not know: each other.
 
+pub(crate) mod echo;
 pub(crate) mod io;
+pub(crate) mod kv;
+pub(crate) mod memory;
 pub(crate) mod scan;
 pub(crate) mod scan_memory;
+pub(crate) mod trace;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;

@@ -11,13 +11,15 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use ringbase_storage::env::Env;
+use ringbase_storage::hashtable::TableReader;
 use ringbase_storage::sync::Event;
 use ringbase_storage::types::{BucketId, VbId};
 use ringbase_storage::vbstore::VbStore;
 
 use super::expiry;
+use super::locks::Locks;
 use super::settings::BucketSettings;
-use super::shared::{SharedBucket, SharedVbucket};
+use super::shared::SharedBucket;
 use super::tally::Tally;
 
 /// What commands on a bucket need beside its vbuckets.
@@ -26,6 +28,8 @@ pub struct BucketContext {
     pub env: Env,
     /// What happened to it on this core.
     pub tally: Tally,
+    /// Documents that are locked, of its vbuckets on this core.
+    pub locks: Locks,
     /// Runs of the expiry pager on this core.
     pub pager_runs: Cell<u64>,
     settings: Cell<BucketSettings>,
@@ -82,6 +86,7 @@ impl BucketContext {
         Rc::new(BucketContext {
             env,
             tally: Tally::default(),
+            locks: Locks::default(),
             pager_runs: Cell::new(0),
             settings: Cell::new(settings),
             quota_bytes: Cell::new(0),
@@ -140,6 +145,12 @@ impl BucketContext {
         expiry::seconds(self.env.clock.wall_ns())
     }
 
+    /// The monotonic clock, by which locks end.
+    #[must_use]
+    pub fn monotonic_ns(&self) -> u64 {
+        self.env.clock.monotonic_ns()
+    }
+
     pub(super) fn change(&self, settings: BucketSettings, quota_bytes: u64) {
         self.quota_bytes.set(quota_bytes);
         if self.settings.replace(settings) != settings {
@@ -177,11 +188,11 @@ impl LocalBucket {
         self.stores.get(usize::from(vb.0))?.as_ref()
     }
 
-    /// A vbucket as every core may look at it.
+    /// The newest versions of a vbucket, on whatever core it is, if a look at them may answer.
     #[must_use]
     #[inline]
-    pub fn shared(&self, vb: VbId) -> Option<&SharedVbucket> {
-        self.shared.vbucket(vb)
+    pub fn table(&self, vb: VbId) -> Option<&TableReader> {
+        self.shared.table(vb)
     }
 
     /// Its vbuckets on this core, in order.

@@ -1,25 +1,29 @@
-//! One document's next version: the rules of CAS, expiry, counters and concatenation.
+//! One document's next version: the rules of CAS, expiry, locks, counters and concatenation.
 //!
 //! A [`Document`] is a key whose newest version is known. Its methods decide and write in one step, so nothing can come
 //! between.
 //!
-//! | request | absent | another CAS |
-//! |---|---|---|
-//! | set, no CAS | stored | – |
-//! | set with a CAS | `Absent` | `Exists` |
-//! | add | stored | `Exists` if there is one |
-//! | replace, remove | `Absent` | `Exists` |
-//! | append, prepend | `NotStored` | `Exists` |
-//! | count | created, or `Absent` | – |
-//! | touch | `Absent` | – |
+//! | request | absent | another CAS | locked | locked, the lock's CAS |
+//! |---|---|---|---|---|
+//! | set, no CAS | stored | – | `Locked` | – |
+//! | set with a CAS | `Absent` | `Exists` | `Locked` | stored, unlocked |
+//! | add | stored | `Exists` if there is one | `Exists` | – |
+//! | replace, remove | `Absent` | `Exists` | `Locked` | stored or removed, unlocked |
+//! | append, prepend | `NotStored` | `Exists` | `Locked` | stored, unlocked |
+//! | count | created, or `Absent` | – | `Locked` | – |
+//! | touch | `Absent` | – | `Locked` | – |
+//! | lock | `Absent` | – | `Locked` | – |
+//! | unlock | `Absent` | `NotLocked` | `Locked` | unlocked |
 //!
 //! Invariants
 //! - A tombstone and an expired document are absent. A change that fails because a document has expired makes the
 //!   tombstone that it is due; a read does not write.
 //! - Concatenating, counting and touching keep flags; concatenating and counting keep the expiry.
+//! - A new version ends the lock of its document, whoever wrote it. The CAS that a locked document had is no longer good for a change; after the
+//!   lock it is again, if nothing was written, and the lock's is not.
 //! - A tombstone has no value and no flags; its expiry is the time of its removal.
 //!
-//! Cost: a change allocates its new version; a read allocates nothing.
+//! Cost: a change allocates its new version; a read allocates nothing. For locks: see [`super::locks`].
 //!
 //! Does not know: opcodes, statuses, where the newest version was found.
 //! Source: KV data operations, the CAS table, expiry, counters.
@@ -32,8 +36,12 @@ use ringbase_storage::vbstore::{Found, NewVersion, VbStore, WriteError};
 
 use super::context::BucketContext;
 use super::expiry;
+use super::locks::{LockName, TooManyLocks};
 use super::tally::count;
 use crate::protocol::Datatype;
+
+/// What a locked document shows for its CAS; no version has it.
+pub const LOCKED_CAS: Cas = Cas(u64::MAX);
 
 /// Why a change was not made.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -47,6 +55,15 @@ pub enum Failure {
     /// There is nothing to append to.
     #[error("there is no document to append to")]
     NotStored,
+    /// It is locked, and the change does not come from who has locked it.
+    #[error("the document is locked")]
+    Locked,
+    /// There is no lock to end.
+    #[error("the document is not locked")]
+    NotLocked,
+    /// It cannot be locked now.
+    #[error("the document cannot be locked")]
+    CannotLock(#[from] TooManyLocks),
     /// The value is not a number.
     #[error("the value is not a decimal number of 64 bits")]
     NotACounter,
@@ -136,12 +153,57 @@ impl<'a> Document<'a> {
         self.found.live().filter(|item| !expiry::is_expired(item.expiry(), self.now))
     }
 
+    /// The CAS of its lock, if it is locked.
+    #[must_use]
+    #[inline]
+    pub fn lock_cas(&self) -> Option<Cas> {
+        let locks = &self.bucket.locks;
+        if locks.is_empty() { None } else { locks.find(self.lock_name(), self.bucket.monotonic_ns()) }
+    }
+
+    /// The CAS that readers are told who did not lock it: that of `item`, all ones while it is locked.
+    #[must_use]
+    #[inline]
+    pub fn shown_cas(&self, item: &Item) -> Cas {
+        if self.lock_cas().is_some() { LOCKED_CAS } else { item.cas() }
+    }
+
+    /// Locks the document for so many seconds; returns it and the CAS of the lock. Nothing is written.
+    ///
+    /// # Errors
+    /// `Absent`, `Locked`, `CannotLock`.
+    pub fn lock(&self, seconds: u32) -> Result<(&'a Item, Cas), Failure> {
+        let item = self.live().ok_or(Failure::Absent)?;
+        let locked = self.check_unlocked().and_then(|()| {
+            let (cas, now_ns) = (self.store.draw_cas(), self.bucket.monotonic_ns());
+            let end_ns = now_ns.saturating_add(u64::from(seconds) * 1_000_000_000);
+            self.bucket.locks.add(self.lock_name(), cas, now_ns, end_ns)?;
+            Ok((item, cas))
+        });
+        let tally = &self.bucket.tally;
+        count(if locked.is_ok() { &tally.cmd_lock } else { &tally.lock_errors });
+        locked
+    }
+
+    /// Ends the lock that has this CAS; returns the document. Nothing is written.
+    ///
+    /// # Errors
+    /// `Absent`, `NotLocked`, `Locked`.
+    pub fn unlock(&self, cas: Cas) -> Result<&'a Item, Failure> {
+        let item = self.live().ok_or(Failure::Absent)?;
+        if self.lock_cas().ok_or(Failure::NotLocked)? != cas {
+            return Err(Failure::Locked);
+        }
+        self.bucket.locks.remove(self.lock_name());
+        Ok(item)
+    }
+
     /// Stores a value.
     ///
     /// With `keep_expiry` a document that is there keeps its expiry.
     ///
     /// # Errors
-    /// `Absent`, `Exists`, `TooLong`, `Write`.
+    /// `Absent`, `Exists`, `Locked`, `TooLong`, `Write`.
     pub fn store(
         &self,
         mode: StoreMode,
@@ -166,7 +228,7 @@ impl<'a> Document<'a> {
     /// Adds `added` to the value.
     ///
     /// # Errors
-    /// `NotStored`, `Exists`, `TooLong`, `Write`.
+    /// `NotStored`, `Exists`, `Locked`, `TooLong`, `Write`.
     pub fn concatenate(&self, end: End, cas: Cas, added: &[u8]) -> Result<Item, Failure> {
         let Some(item) = self.live() else {
             self.absent(cas);
@@ -188,7 +250,7 @@ impl<'a> Document<'a> {
     /// Moves a counter; returns the new version and its number.
     ///
     /// # Errors
-    /// `Absent`, `NotACounter`, `Write`.
+    /// `Absent`, `Locked`, `NotACounter`, `Write`.
     pub fn count(&self, step: Step) -> Result<(Item, u64), Failure> {
         let tally = &self.bucket.tally;
         let (hits, misses) = match step.direction {
@@ -200,6 +262,7 @@ impl<'a> Document<'a> {
             let Some((initial, expiry)) = step.create else { return Err(self.absent(Cas(0))) };
             return self.write_number(initial, 0, expiry);
         };
+        self.check_unlocked()?;
         count(hits);
         let old = parse_counter(item.value()).ok_or(Failure::NotACounter)?;
         let number = match step.direction {
@@ -212,9 +275,10 @@ impl<'a> Document<'a> {
     /// Sets the expiry, absolute; nothing is written if it is that already.
     ///
     /// # Errors
-    /// `Absent`, `Write`.
+    /// `Absent`, `Locked`, `Write`.
     pub fn touch(&self, expiry: u32) -> Result<Item, Failure> {
         let Some(item) = self.live() else { return Err(self.absent(Cas(0))) };
+        self.check_unlocked()?;
         if item.expiry() == expiry {
             return Ok(item.clone());
         }
@@ -225,7 +289,7 @@ impl<'a> Document<'a> {
     /// Removes the document; returns its tombstone.
     ///
     /// # Errors
-    /// `Absent`, `Exists`, `Write`.
+    /// `Absent`, `Exists`, `Locked`, `Write`.
     pub fn remove(&self, cas: Cas) -> Result<Item, Failure> {
         let Some(item) = self.live() else {
             count(&self.bucket.tally.delete_misses);
@@ -251,15 +315,27 @@ impl<'a> Document<'a> {
 
     fn check_cas(&self, item: &'a Item, cas: Cas) -> Result<&'a Item, Failure> {
         let tally = &self.bucket.tally;
+        let lock = self.lock_cas();
+        if lock.is_some_and(|lock| lock != cas) {
+            return Err(Failure::Locked);
+        }
         if cas == Cas(0) {
             return Ok(item);
         }
-        if item.cas() != cas {
+        if lock.is_none() && item.cas() != cas {
             count(&tally.cas_badval);
             return Err(Failure::Exists);
         }
         count(&tally.cas_hits);
         Ok(item)
+    }
+
+    fn check_unlocked(&self) -> Result<(), Failure> {
+        if self.lock_cas().is_some() { Err(Failure::Locked) } else { Ok(()) }
+    }
+
+    fn lock_name(&self) -> LockName<'a> {
+        LockName { vb: self.store.id(), key: self.key }
     }
 
     fn check_length(&self, bytes: usize) -> Result<(), Failure> {
@@ -321,7 +397,12 @@ impl<'a> Document<'a> {
         let written = self.store.write(self.found, new);
         let tally = &self.bucket.tally;
         match &written {
-            Ok(_) => count(&tally.cmd_mutation),
+            Ok(_) => {
+                count(&tally.cmd_mutation);
+                if !self.bucket.locks.is_empty() {
+                    self.bucket.locks.remove(self.lock_name());
+                }
+            }
             Err(WriteError::Busy { .. } | WriteError::NoRoom) => count(&tally.ep_tmp_oom_errors),
             Err(_) => {}
         }

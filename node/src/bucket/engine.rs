@@ -188,6 +188,8 @@ impl Engine {
             .map(|vb| self.shards.iter().find_map(|shard| shard.vbucket(bucket.id, VbId(vb))))
             .collect();
         let shared = self.shared.bucket(bucket.id, self.vbucket_count);
+        let context = BucketContext::new(self.env.clone(), settings);
+        context.locks.tell(shared.locks().clone());
         for store in stores.iter().flatten() {
             shared.offer(store.id(), store.table_reader());
         }
@@ -195,7 +197,7 @@ impl Engine {
             id: bucket.id,
             name: bucket.name.clone(),
             uuid: bucket.uuid,
-            context: BucketContext::new(self.env.clone(), settings),
+            context,
             stores,
             shared,
         });

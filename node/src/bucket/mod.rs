@@ -1,17 +1,19 @@
 //! Buckets: the named data sets of a node, and what a request may do to a document of one.
 //!
 //! Bottom up: [`expiry`] (when a document ends), [`settings`] (what a bucket's text says), [`tally`] (what is counted), [`set`] (which buckets
-//! there are), [`shared`] (what other cores may look at), [`context`] (a bucket on a core), [`document`] (one key's next version by memcached's rules), `pager` (expired documents that
+//! there are), [`shared`] (what other cores may look at), [`locks`] (documents that are locked for a while), [`context`] (a bucket on a core),
+//! [`document`] (one key's next version by memcached's rules), `pager` (expired documents that
 //! nobody asks for), `ephemeral` (purging and room in memory), [`engine`] (the
 //! shards of one core and their buckets), [`lifecycle`] (buckets come and go on all shards).
 //!
 //! Invariants
-//! - Every rule about CAS, expiry and counters is in [`document`]; the wire and its statuses are not.
+//! - Every rule about CAS, expiry, locks and counters is in [`document`]; the wire and its statuses are not.
 //! - A document whose expiry has passed is absent to everything here.
 //!
 //! Does not know: opcodes, statuses, connections, sockets.
 
 pub mod expiry;
+pub mod locks;
 pub mod set;
 pub mod settings;
 pub mod shared;
@@ -32,5 +34,5 @@ pub use engine::{Engine, EngineError, shard_of};
 pub use lifecycle::{BucketChange, ChangeError, Cores, Lifecycle, Step};
 pub use set::BucketSet;
 pub use settings::{BucketSettings, BucketType};
-pub use shared::{SharedBuckets, SharedVbucket};
+pub use shared::SharedBuckets;
 pub use tally::Tally;

@@ -13,6 +13,8 @@
 //! | `ephemeral_full_policy` | `auto_delete` or `fail_new_data` | `auto_delete` | yes |
 //! | `ephemeral_metadata_purge_age` | seconds that a tombstone stays, -1 for ever | 60 | yes |
 //! | `ephemeral_metadata_purge_interval` | seconds between two purges, at least 1 | 60 | yes |
+//! | `getl_default_timeout` | seconds that a document stays locked whose lock names no time or one beyond the longest, 1 to 3600 | 15 | yes |
+//! | `getl_max_timeout` | longest time that a document may be locked, in seconds, 1 to 3600 | 30 | yes |
 //!
 //! Names and defaults are the reference's, but for `max_size`, whose default there is 100 MiB.
 //!
@@ -77,7 +79,7 @@ pub enum SettingsError {
 }
 
 /// Every setting.
-pub const KEYS: [&str; 9] = [
+pub const KEYS: [&str; 11] = [
     "bucket_type",
     "max_size",
     "max_item_size",
@@ -87,7 +89,12 @@ pub const KEYS: [&str; 9] = [
     "ephemeral_full_policy",
     "ephemeral_metadata_purge_age",
     "ephemeral_metadata_purge_interval",
+    "getl_default_timeout",
+    "getl_max_timeout",
 ];
+
+/// Longest time that a lock setting takes, in seconds.
+const LOCK_SECONDS_MAX: i64 = 3600;
 
 /// Smallest quota, in bytes.
 const QUOTA_BYTES_MIN: i64 = 1 << 20;
@@ -151,6 +158,10 @@ pub struct BucketSettings {
     pub purge_age_seconds: Option<u32>,
     /// Seconds between two purges of such a bucket.
     pub purge_interval_seconds: u32,
+    /// Seconds of a lock that names no time, or one that is too long.
+    pub lock_seconds_default: u32,
+    /// Longest lock, in seconds.
+    pub lock_seconds_max: u32,
 }
 
 impl Default for BucketSettings {
@@ -165,6 +176,8 @@ impl Default for BucketSettings {
             full_policy: FullPolicy::default(),
             purge_age_seconds: Some(60),
             purge_interval_seconds: 60,
+            lock_seconds_default: 15,
+            lock_seconds_max: 30,
         }
     }
 }
@@ -177,6 +190,13 @@ impl BucketSettings {
             BucketType::Persistent => Home::Disk,
             BucketType::Ephemeral => Home::Memory,
         }
+    }
+
+    /// How long a document is locked if `asked` seconds are asked for, 0 for no wish.
+    #[must_use]
+    pub fn lock_seconds(&self, asked: u32) -> u32 {
+        let longest = self.lock_seconds_max;
+        if (1..=longest).contains(&asked) { asked } else { self.lock_seconds_default.min(longest) }
     }
 
     /// Reads the text; what it leaves out has its default.
@@ -245,6 +265,13 @@ impl BucketSettings {
             "ephemeral_metadata_purge_interval" => {
                 self.purge_interval_seconds = seconds("ephemeral_metadata_purge_interval", 1)? as u32;
             }
+            "getl_default_timeout" => {
+                self.lock_seconds_default =
+                    number("getl_default_timeout", value, 1, LOCK_SECONDS_MAX)? as u32;
+            }
+            "getl_max_timeout" => {
+                self.lock_seconds_max = number("getl_max_timeout", value, 1, LOCK_SECONDS_MAX)? as u32;
+            }
             _ => return Err(SettingsError::Unknown { key: key.to_owned() }),
         }
         Ok(())
@@ -258,7 +285,9 @@ impl fmt::Display for BucketSettings {
         write!(f, "exp_pager_enabled={};exp_pager_stime={};", self.pager_enabled, self.pager_seconds)?;
         let age = self.purge_age_seconds.map_or(-1, i64::from);
         write!(f, "ephemeral_full_policy={};ephemeral_metadata_purge_age={age};", self.full_policy)?;
-        write!(f, "ephemeral_metadata_purge_interval={}", self.purge_interval_seconds)
+        write!(f, "ephemeral_metadata_purge_interval={};", self.purge_interval_seconds)?;
+        write!(f, "getl_default_timeout={};", self.lock_seconds_default)?;
+        write!(f, "getl_max_timeout={}", self.lock_seconds_max)
     }
 }
 
@@ -322,6 +351,8 @@ mod tests {
             full_policy: FullPolicy::FailNewData,
             purge_age_seconds: None,
             purge_interval_seconds: 4,
+            lock_seconds_default: 5,
+            lock_seconds_max: 6,
         };
         assert_eq!(BucketSettings::parse(&other.to_string()), Ok(other));
         assert!(KEYS.iter().all(|key| other.to_string().contains(&format!("{key}="))));
@@ -336,8 +367,18 @@ mod tests {
         assert!(error("max_ttl=-1").contains("found \"-1\""));
         assert!(error("max_size=1000").contains("1048576 to "));
         assert!(error("exp_pager_stime=0").contains("1 to "));
+        assert!(error("getl_max_timeout=3601").contains("1 to 3600"));
         assert!(error("bucket_type=memcached").contains("persistent or ephemeral"));
         assert!(error("a\\;b").contains("a;b"));
+    }
+
+    #[test]
+    fn a_lock_without_a_time_or_with_one_that_is_too_long_has_the_default() {
+        let settings = BucketSettings::default();
+        let asked = [0, 1, 15, 30, 31, u32::MAX];
+        assert_eq!(asked.map(|asked| settings.lock_seconds(asked)), [15, 1, 15, 30, 15, 15]);
+        let short = settings.changed("getl_max_timeout", "10").unwrap();
+        assert_eq!(asked.map(|asked| short.lock_seconds(asked)), [10, 1, 10, 10, 10, 10]);
     }
 
     #[test]

@@ -10,57 +10,46 @@
 //! Does not know: requests, connections, the rules of documents.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use ringbase_storage::hashtable::TableReader;
 use ringbase_storage::types::{BucketId, VbId};
 
-/// A vbucket as other cores see it.
-#[derive(Debug)]
-pub struct SharedVbucket {
-    table: TableReader,
-    /// Whether documents of it are locked: then only the owner knows what may be seen.
-    has_locks: AtomicBool,
-}
-
-impl SharedVbucket {
-    /// The newest versions, if a look at them may answer.
-    #[must_use]
-    #[inline]
-    pub fn table(&self) -> Option<&TableReader> {
-        (!self.has_locks.load(Ordering::Acquire)).then_some(&self.table)
-    }
-
-    /// Says whether documents are locked. The owner says so before it answers whoever locked one.
-    pub fn set_has_locks(&self, has_locks: bool) {
-        self.has_locks.store(has_locks, Ordering::Release);
-    }
-}
-
 /// The vbuckets of a bucket on all cores.
 #[derive(Debug)]
 pub struct SharedBucket {
-    vbuckets: Box<[OnceLock<SharedVbucket>]>,
+    tables: Box<[OnceLock<TableReader>]>,
+    /// Documents of it that are locked: while there are some, only their owners know what may be seen.
+    locks: Arc<AtomicUsize>,
 }
 
 impl SharedBucket {
     fn new(vbuckets: u16) -> SharedBucket {
-        SharedBucket { vbuckets: (0..vbuckets).map(|_| OnceLock::new()).collect() }
+        SharedBucket { tables: (0..vbuckets).map(|_| OnceLock::new()).collect(), locks: Arc::default() }
     }
 
     /// Offers a vbucket of this core to the others.
     pub fn offer(&self, vb: VbId, table: TableReader) {
-        if let Some(slot) = self.vbuckets.get(usize::from(vb.0)) {
-            slot.get_or_init(|| SharedVbucket { table, has_locks: AtomicBool::new(false) });
+        if let Some(slot) = self.tables.get(usize::from(vb.0)) {
+            slot.get_or_init(|| table);
         }
     }
 
-    /// A vbucket, once its core has offered it.
+    /// The count of locked documents, which each core keeps up to date.
+    #[must_use]
+    pub fn locks(&self) -> &Arc<AtomicUsize> {
+        &self.locks
+    }
+
+    /// The newest versions of a vbucket, once its core has offered them, if a look at them may answer.
     #[must_use]
     #[inline]
-    pub fn vbucket(&self, vb: VbId) -> Option<&SharedVbucket> {
-        self.vbuckets.get(usize::from(vb.0))?.get()
+    pub fn table(&self, vb: VbId) -> Option<&TableReader> {
+        if self.locks.load(Ordering::Acquire) != 0 {
+            return None;
+        }
+        self.tables.get(usize::from(vb.0))?.get()
     }
 }
 
@@ -93,14 +82,13 @@ mod tests {
     fn a_vbucket_is_found_once_it_is_offered_and_not_while_documents_are_locked() {
         let shared = SharedBuckets::default();
         let (mine, theirs) = (shared.bucket(BucketId(3), 4), shared.clone().bucket(BucketId(3), 4));
-        assert!(theirs.vbucket(VbId(2)).is_none());
+        assert!(theirs.table(VbId(2)).is_none());
         mine.offer(VbId(2), HashTable::default().reader());
         mine.offer(VbId(9), HashTable::default().reader());
-        let vbucket = theirs.vbucket(VbId(2)).unwrap();
-        assert!(vbucket.table().is_some() && theirs.vbucket(VbId(9)).is_none());
-        vbucket.set_has_locks(true);
-        assert!(mine.vbucket(VbId(2)).unwrap().table().is_none());
+        assert!(theirs.table(VbId(2)).is_some() && theirs.table(VbId(9)).is_none());
+        mine.locks().fetch_add(1, Ordering::AcqRel);
+        assert!(theirs.table(VbId(2)).is_none());
         shared.forget(BucketId(3));
-        assert!(shared.bucket(BucketId(3), 4).vbucket(VbId(2)).is_none());
+        assert!(shared.bucket(BucketId(3), 4).table(VbId(2)).is_none());
     }
 }

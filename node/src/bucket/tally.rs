@@ -33,6 +33,8 @@ macro_rules! tally {
 tally! {
     cmd_get "Retrievals",
     cmd_set "Stored by Set, Add, Replace, Append and Prepend",
+    cmd_lock "Documents locked",
+    lock_errors "Documents that could not be locked because they were, or because too many were",
     cmd_mutation "Changes of any kind that were stored",
     get_hits "Retrievals that found the document",
     get_misses "Retrievals that did not",

@@ -22,6 +22,7 @@ mod sasl;
 pub mod buckets;
 pub mod operations;
 pub mod pipeline;
+mod trace;
 
 pub mod records;
 pub mod scan;

@@ -97,13 +97,17 @@ impl<'c> Bucket<'c> {
     /// # Errors
     /// `Refused`: KEY_ENOENT if there is none.
     pub fn get(&mut self, key: &[u8]) -> Result<Document, ClientError> {
-        let request = self.request(Opcode::GET, key);
+        self.read(Opcode::GET, key, &[])
+    }
+
+    fn read(&mut self, opcode: Opcode, key: &[u8], extras: &[u8]) -> Result<Document, ClientError> {
+        let request = self.request(opcode, key).extras(extras);
         let document = self.connection.call(request, |frame| {
             let flags = frame.extras_array::<4>().map(|bytes| u32::from_be_bytes(*bytes));
             let (cas, datatype) = (frame.cas(), frame.datatype());
             flags.map(|flags| Document { flags, cas, datatype, value: frame.value.to_vec() })
         })?;
-        document.ok_or_else(|| unexpected(Opcode::GET, "no flags"))
+        document.ok_or_else(|| unexpected(opcode, "no flags"))
     }
 
     /// Writes a document; `cas` 0 means any version.
@@ -140,6 +144,24 @@ impl<'c> Bucket<'c> {
         let extras = expiry.to_be_bytes();
         let request = self.request(Opcode::TOUCH, key).extras(&extras);
         self.connection.call(request, |frame| frame.cas())
+    }
+
+    /// Locks a document for so many seconds, 0 for the bucket's default, and reads it; its CAS is the lock's. A write with that CAS unlocks it.
+    ///
+    /// # Errors
+    /// `Refused`: KEY_ENOENT if there is none, LOCKED if it is locked.
+    pub fn get_and_lock(&mut self, key: &[u8], seconds: u32) -> Result<Document, ClientError> {
+        let extras = seconds.to_be_bytes();
+        self.read(Opcode::GET_LOCKED, key, &extras)
+    }
+
+    /// Ends the lock that has this CAS.
+    ///
+    /// # Errors
+    /// `Refused`: KEY_ENOENT if there is no such document, LOCKED for another lock's CAS, NOT_LOCKED if it is not locked.
+    pub fn unlock(&mut self, key: &[u8], cas: Cas) -> Result<(), ClientError> {
+        let request = self.request(Opcode::UNLOCK_KEY, key).cas(cas);
+        self.connection.call(request, |_| ())
     }
 
     /// Adds to a counter, or takes away from it, and returns its new value.

@@ -13,12 +13,13 @@
 
 use super::bucket::BucketJob;
 use super::data::{Operation, Outcome};
+use super::ioctl::TraceDumpJob;
 use super::param::{Asked, ParamChange};
 use super::request::Request;
 use super::respond::Responder;
 use super::session::Session;
 use super::stat::StatJob;
-use super::{bucket, cluster, collections, connection, param, sasl, stat};
+use super::{bucket, cluster, collections, connection, ioctl, param, sasl, stat};
 use crate::auth::Role;
 use crate::protocol::{CloseReason, CollectionId, Frame, Incoming, Opcode, Refusal, Status, admit};
 
@@ -41,6 +42,8 @@ pub enum Next<'a> {
     SetParam(ParamChange),
     /// A bucket comes, goes or changes.
     Bucket(BucketJob),
+    /// A dump of the trace is being made: [`TraceDumpJob::answer`] when it is done.
+    TraceDump(TraceDumpJob),
 }
 
 /// Why a connection is closed.
@@ -74,6 +77,8 @@ enum Home {
     SetParam,
     /// On all shards, by an administrator.
     Bucket,
+    /// On the connection's core, by an administrator; a dump by a thread of its own.
+    Ioctl,
     /// Nowhere on this node.
     Nowhere,
 }
@@ -96,6 +101,7 @@ const fn home_of(opcode: Opcode) -> Home {
         Opcode::STAT => Home::Stat,
         Opcode::SET_PARAM => Home::SetParam,
         Opcode::CREATE_BUCKET | Opcode::DELETE_BUCKET => Home::Bucket,
+        Opcode::IOCTL_GET | Opcode::IOCTL_SET => Home::Ioctl,
         Opcode::HELLO
         | Opcode::SASL_LIST_MECHS
         | Opcode::SASL_AUTH
@@ -126,7 +132,7 @@ pub fn must_run_alone(opcode: Opcode) -> bool {
         // The answer to a stream request comes before the stream's messages, which no request waits for.
         Home::Dcp => matches!(opcode, Opcode::DCP_STREAM_REQ | Opcode::DCP_CLOSE_STREAM),
         Home::Stat | Home::SetParam | Home::Bucket => true,
-        Home::Connection | Home::Nowhere => false,
+        Home::Connection | Home::Ioctl | Home::Nowhere => false,
     }
 }
 
@@ -167,7 +173,9 @@ impl Session {
             Home::Vbucket(role) => self.check_document(&request, &responder, role, out),
             Home::RangeScan => self.check_document(&request, &responder, Role::ReadOnly, out),
             Home::Dcp => self.check_dcp(&request, &responder, out),
-            Home::Connection | Home::Stat | Home::SetParam | Home::Bucket | Home::Nowhere => Ok(()),
+            Home::Connection | Home::Stat | Home::SetParam | Home::Bucket | Home::Ioctl | Home::Nowhere => {
+                Ok(())
+            }
         };
         let handled = match (allowed, home) {
             (Ok(()), Home::Vbucket(_)) => return Next::Vbucket(request),
@@ -185,6 +193,10 @@ impl Session {
             },
             (Ok(()), Home::Bucket) => match bucket::begin(self, &request, &responder, out) {
                 Ok(job) => return Next::Bucket(job),
+                Err(outcome) => outcome,
+            },
+            (Ok(()), Home::Ioctl) => match ioctl::begin(self, &request, &responder, out) {
+                Ok(job) => return Next::TraceDump(job),
                 Err(outcome) => outcome,
             },
             (Ok(()), Home::Connection) => {

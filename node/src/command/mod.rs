@@ -5,7 +5,7 @@
 //! the key, else when the disk has answered. Statistics are gathered from every core ([`stat`]).
 //!
 //! Bottom up: [`catalog`] (what all cores know of the node), [`request`], [`respond`], [`session`], the families
-//! `connection`, `sasl`, `cluster`, `collections`, `data`, [`stat`], `bucket`, `param`, and `accept` above them.
+//! `connection`, `sasl`, `cluster`, `collections`, `data`, [`stat`], `bucket`, `param`, `ioctl`, and `accept` above them.
 //!
 //! Invariants
 //! - A frame is appended to the output whole or not at all.
@@ -25,6 +25,7 @@ mod cluster;
 mod collections;
 mod connection;
 mod data;
+mod ioctl;
 mod param;
 mod sasl;
 pub mod stat;
@@ -41,6 +42,7 @@ pub use bucket::BucketJob;
 pub use catalog::{Catalog, CatalogBucket, CatalogOptions};
 pub(crate) use collections::unknown as unknown_collection;
 pub use data::{Outcome, Reply, execute, look};
+pub use ioctl::{CHUNK_BYTES, TraceDumpJob};
 pub use param::ParamChange;
 pub use request::Request;
 pub use respond::Responder;

@@ -8,19 +8,23 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ringbase_storage::cache::BlockCache;
+use ringbase_storage::env::LocalFuture;
 use ringbase_storage::env::sim::SimExecutor;
 use ringbase_storage::format::manifest_record::BucketDesc;
 use ringbase_storage::format::superblock::Geometry;
 use ringbase_storage::io::sim::SimDisk;
 use ringbase_storage::shard::{FormatOptions, RecoveryReport, Shard, ShardOptions, format};
 use ringbase_storage::types::{BucketId, Cas, ShardId, VbId};
+use ringbase_storage::vbstore::VbStore;
 
 use super::session::Shared;
 use super::{
     Catalog, CatalogOptions, ConnectionId, Next, Outcome, Reply, Session, StatSource, execute, stat,
 };
 use crate::auth::{Role, User, Users};
-use crate::bucket::{BucketSet, Engine};
+use crate::bucket::{
+    BucketChange, BucketSet, BucketSettings, ChangeError, Cores, Engine, EngineError, Lifecycle, Step,
+};
 use crate::protocol::cluster_map::NodePorts;
 use crate::protocol::extras::ConfigVersion;
 use crate::protocol::frame::FrameLimits;
@@ -38,6 +42,8 @@ pub(super) struct RigOptions {
     pub(super) open: bool,
     pub(super) resident_bytes_max: usize,
     pub(super) settings: &'static str,
+    /// Names and settings of buckets beside the default one.
+    pub(super) more: &'static [(&'static str, &'static str)],
     pub(super) wal_segments: u32,
 }
 
@@ -53,7 +59,14 @@ fn users() -> Users {
 
 impl Default for RigOptions {
     fn default() -> RigOptions {
-        RigOptions { seed: 1, open: true, resident_bytes_max: 64 << 20, settings: "", wal_segments: 16 }
+        RigOptions {
+            seed: 1,
+            open: true,
+            resident_bytes_max: 64 << 20,
+            settings: "",
+            more: &[],
+            wal_segments: 16,
+        }
     }
 }
 
@@ -187,13 +200,18 @@ impl Rig {
         let opened = Shard::open(sim.env(), wal, data, BlockCache::new(1 << 20), shard_options);
         let (shard, recovery) = sim.block_on(opened).unwrap();
         if is_new {
-            let bucket = BucketDesc {
-                id: BucketId(3),
-                uuid: 0x1234,
-                name: "default".to_owned(),
-                config: options.settings.to_owned(),
-            };
-            sim.block_on(shard.create_bucket(bucket)).unwrap();
+            for (number, (name, config)) in
+                (0..).zip([("default", options.settings)].iter().chain(options.more))
+            {
+                let bucket = BucketDesc {
+                    id: BucketId(3 + number),
+                    uuid: 0x1234 + u128::from(number),
+                    name: (*name).to_owned(),
+                    config: (*config).to_owned(),
+                };
+                let home = BucketSettings::parse(config).unwrap().home();
+                sim.block_on(shard.create_bucket_in(bucket, home)).unwrap();
+            }
         }
         let set = Arc::new(BucketSet::new(shard.buckets()));
         let catalog = Catalog::new(
@@ -229,6 +247,28 @@ impl Rig {
         for shard in self.engine.shards() {
             self.sim.block_on(shard.flush()).unwrap();
         }
+    }
+
+    /// Goes to another bucket.
+    pub(super) fn select(&mut self, bucket: &str) {
+        assert_eq!(self.status(Request::new(Opcode::SELECT_BUCKET).key(bucket.as_bytes())), Status::SUCCESS);
+    }
+
+    /// A vbucket of a bucket.
+    pub(super) fn store(&self, bucket: &str, vb: VbId) -> Rc<VbStore> {
+        let buckets = self.engine.buckets();
+        buckets.iter().find(|local| local.name == bucket).unwrap().vbucket(vb).unwrap().clone()
+    }
+
+    /// Deletes all documents of a bucket.
+    pub(super) fn empty(&self, bucket: &str) {
+        let (env, shared) = (self.sim.env(), &self.session.shared);
+        let authority = self.engine.authority().unwrap().clone();
+        let lifecycle =
+            Lifecycle::new(env, authority, shared.catalog().set().clone(), self.engine.document_bytes());
+        let change = BucketChange::Empty { name: bucket.to_owned() };
+        self.sim.block_on(lifecycle.change(&OnlyCore(&self.engine), &change)).unwrap();
+        shared.set_buckets(lifecycle.set());
     }
 
     /// Turns exactly these features on.
@@ -295,6 +335,7 @@ impl Rig {
             Next::RangeScan(_) => panic!("no range scans here"),
             Next::Dcp(_) => panic!("no streams here"),
             Next::Bucket(_) => panic!("no change of buckets here"),
+            Next::TraceDump(_) => panic!("no trace here"),
             Next::SetParam(change) => change.responder.success(&self.sim.env()).encode(&mut out),
             Next::Stat(job) => {
                 let sources: [&dyn StatSource; 1] = [&self.engine];
@@ -320,6 +361,26 @@ impl Rig {
             Slot::Closed(bytes) => Answered::Closed(frames(bytes)),
             Slot::Waiting => unreachable!("waited for"),
         }
+    }
+}
+
+/// The only core of a node.
+struct OnlyCore<'e>(&'e Engine);
+
+impl Cores for OnlyCore<'_> {
+    fn all(&self, step: Step) -> LocalFuture<'_, Result<(), ChangeError>> {
+        let failed = |error: EngineError| ChangeError::Failed { reason: error.to_string() };
+        Box::pin(async move {
+            match step {
+                Step::Prepare(bucket) => self.0.prepare(&bucket).await.map_err(failed),
+                Step::Withdraw { bucket, .. } => {
+                    self.0.withdraw(bucket).await;
+                    Ok(())
+                }
+                Step::Publish(set) => self.0.publish(&set).map_err(failed),
+                Step::Remove(bucket) => self.0.remove(bucket).await.map_err(failed),
+            }
+        })
     }
 }
 

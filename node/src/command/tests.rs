@@ -85,9 +85,7 @@ fn every_opcode_is_answered_and_only_quit_closes() {
 fn defined_commands_that_this_node_does_not_execute_are_not_supported() {
     let mut rig = Rig::new();
     for (opcode, extras, key, value, cas) in [
-        (Opcode::GET_LOCKED, &[][..], &b"k"[..], &b""[..], 0),
-        (Opcode::UNLOCK_KEY, &[], b"k", b"", 1),
-        (Opcode::SUBDOC_GET, &[0, 1, 0], b"k", b"p", 0),
+        (Opcode::SUBDOC_GET, &[0, 1, 0][..], &b"k"[..], &b"p"[..], 0),
         (Opcode::SET_WITH_META, &[0; 24], b"k", b"", 0),
         (Opcode::DCP_OPEN, &[0; 8], b"name", b"", 0),
         (Opcode::COLLECTIONS_SET_MANIFEST, &[], b"", b"{}", 0),

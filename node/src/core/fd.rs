@@ -1,4 +1,4 @@
-//! File descriptors that glommio takes or hands out as bare numbers: the only `unsafe` of the node.
+//! File descriptors that glommio takes or hands out as bare numbers: all `unsafe` of the node but one call (`memory`).
 //!
 //! Invariants
 //! - A descriptor given to glommio is owned by the object that comes back and closed with it, once.

@@ -7,7 +7,9 @@
 //!
 //! Does not know: what the tasks do.
 
+use std::cell::Cell;
 use std::future::Future;
+use std::marker::PhantomData;
 use std::panic::AssertUnwindSafe;
 use std::rc::Rc;
 use std::sync::OnceLock;
@@ -17,6 +19,8 @@ use futures_lite::FutureExt;
 use rand::Rng;
 use ringbase_storage::env::{Clock, Env, LocalFuture, Spawn};
 use tracing::error;
+
+use super::memory;
 
 /// The environment of the calling core. Must be called on an executor; usable only there.
 #[must_use]
@@ -83,10 +87,39 @@ struct CoreClock {
 /// The moment from which all cores count.
 static START: OnceLock<Instant> = OnceLock::new();
 
+thread_local! {
+    /// What the wall clock of this core shows while it is held.
+    static HELD_WALL_NS: Cell<Option<u64>> = const { Cell::new(None) };
+}
+
+/// Lets the wall clock of the calling core show one moment until the result is dropped: many short steps that follow each
+/// other without an await need not each read it.
+#[must_use]
+pub fn hold_wall_clock() -> HeldWallClock {
+    HELD_WALL_NS.set(Some(read_wall_ns()));
+    HeldWallClock { _here: PhantomData }
+}
+
+/// The wall clock of this core stands still while this lives: a fraction of a millisecond, never across an await.
+#[derive(Debug)]
+pub struct HeldWallClock {
+    _here: PhantomData<*const ()>,
+}
+
+impl Drop for HeldWallClock {
+    fn drop(&mut self) {
+        HELD_WALL_NS.set(None);
+    }
+}
+
+fn read_wall_ns() -> u64 {
+    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since_epoch.as_nanos()).unwrap_or(u64::MAX)
+}
+
 impl Clock for CoreClock {
     fn wall_ns(&self) -> u64 {
-        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        u64::try_from(since_epoch.as_nanos()).unwrap_or(u64::MAX)
+        HELD_WALL_NS.get().unwrap_or_else(read_wall_ns)
     }
 
     fn monotonic_ns(&self) -> u64 {
@@ -119,6 +152,10 @@ impl Spawn for CoreSpawn {
     fn should_yield(&self) -> bool {
         should_yield()
     }
+
+    fn memory_let_go(&self) {
+        memory::give_back();
+    }
 }
 
 #[cfg(test)]
@@ -140,6 +177,20 @@ mod tests {
             done.get()
         });
         assert!(done);
+    }
+
+    #[test]
+    fn held_wall_clock_stands_still_until_it_is_let_go_of() {
+        on_one_core(|| async {
+            let clock = env().clock;
+            let held = hold_wall_clock();
+            let (wall, monotonic) = (clock.wall_ns(), clock.monotonic_ns());
+            std::thread::sleep(Duration::from_millis(2));
+            assert_eq!(clock.wall_ns(), wall);
+            assert!(clock.monotonic_ns() > monotonic);
+            drop(held);
+            assert_ne!(clock.wall_ns(), wall);
+        });
     }
 
     #[test]

@@ -12,6 +12,7 @@ pub mod executor;
 mod fd;
 pub mod host;
 pub mod mailbox;
+mod memory;
 mod pulse;
 pub mod ring_host;
 pub mod socket;

@@ -156,26 +156,34 @@ impl Socket {
         Pin::new(&mut *self.stream.borrow_mut()).poll_read(cx, buffer)
     }
 
-    /// Sends as much of `slices`, in order, as the kernel takes. One task may wait at a time. Only the first
-    /// [`SLICES_MAX`] slices are looked at; at least one of them must hold bytes.
-    pub fn poll_write(&self, cx: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+    /// Sends as much of `slices`, in order, as the kernel takes at once, perhaps nothing. Only the first [`SLICES_MAX`]
+    /// slices are looked at; at least one of them must hold bytes.
+    ///
+    /// # Errors
+    /// The connection is broken.
+    pub fn write_now(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
         let slices = &slices[..slices.len().min(SLICES_MAX)];
         let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-        let sent = {
-            let stream = self.stream.borrow();
-            rustix::io::retry_on_intr(|| {
-                rustix::net::sendmsg(fd::borrow(&stream), slices, &mut SendAncillaryBuffer::default(), flags)
-            })
-        };
+        let stream = self.stream.borrow();
+        let sent = rustix::io::retry_on_intr(|| {
+            rustix::net::sendmsg(fd::borrow(&stream), slices, &mut SendAncillaryBuffer::default(), flags)
+        });
         match sent {
-            Ok(bytes) => Poll::Ready(Ok(bytes)),
-            Err(rustix::io::Errno::AGAIN) => {
+            Err(rustix::io::Errno::AGAIN) => Ok(0),
+            sent => Ok(sent?),
+        }
+    }
+
+    /// As [`Socket::write_now`], but waits until the kernel takes something. One task may wait at a time.
+    pub fn poll_write(&self, cx: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        match self.write_now(slices) {
+            Ok(0) => {
                 // The executor's write tries once more, then waits until the socket takes bytes.
                 let first = slices.iter().find(|slice| !slice.is_empty());
                 let first: &[u8] = first.map_or(&[], |slice| slice);
                 Pin::new(&mut *self.stream.borrow_mut()).poll_write(cx, first)
             }
-            Err(error) => Poll::Ready(Err(error.into())),
+            result => Poll::Ready(result),
         }
     }
 

@@ -24,6 +24,7 @@ use tracing::{debug, error, info, warn};
 use super::Service;
 use super::connection::{CloseCause, ConnId, Connection, Life};
 use super::limits::{Admission, NetSettings, NetStats, count};
+use super::output::Spare;
 use super::reader::{Reader, Scratch};
 use super::writer::write_all;
 use crate::core::event::{Event, Waiters};
@@ -44,6 +45,7 @@ pub struct Net<S: Service> {
     admission: Arc<Admission>,
     stats: Rc<NetStats>,
     scratch: Scratch,
+    spare: Spare,
     connections: RefCell<HashMap<ConnId, Rc<Connection>>>,
     count: Cell<u64>,
     stop: Event,
@@ -67,6 +69,7 @@ impl<S: Service> Net<S> {
             admission,
             stats: Rc::default(),
             scratch: Scratch::default(),
+            spare: Spare::default(),
             connections: RefCell::default(),
             count: Cell::new(0),
             stop: Event::new(),
@@ -142,7 +145,7 @@ impl<S: Service> Net<S> {
         self.count.set(self.count.get() + 1);
         let id = ConnId::new(self.core, self.count.get());
         let (settings, stats) = (Rc::clone(&self.settings), Rc::clone(&self.stats));
-        let connection = Rc::new(Connection::new(id, socket, settings, stats, admitted)?);
+        let connection = Rc::new(Connection::new(id, socket, settings, stats, admitted, self.spare.clone())?);
         count(&self.stats.accepted, 1);
         count(&self.stats.connections, 1);
         self.connections.borrow_mut().insert(id, Rc::clone(&connection));

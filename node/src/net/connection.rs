@@ -13,18 +13,18 @@
 use std::cell::{Cell, RefCell, RefMut};
 use std::fmt;
 use std::future::poll_fn;
-use std::io;
+use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::task::Poll;
 
 use bytes::Bytes;
 
-use super::limits::{Admitted, NetSettings, NetStats};
-use super::output::{Output, Pushed};
+use super::limits::{Admitted, NetSettings, NetStats, count};
+use super::output::{Output, Pushed, Spare};
 use crate::core::CoreId;
 use crate::core::event::{Event, Waiters};
-use crate::core::socket::Socket;
+use crate::core::socket::{SLICES_MAX, Socket};
 use crate::protocol::CloseReason;
 
 /// Names a connection for the life of the node.
@@ -124,6 +124,8 @@ pub struct Connection {
     hold: Cell<bool>,
     /// The reader waits for room; it is told when there is some.
     pub(super) reader_waits: Cell<bool>,
+    /// The reader executes requests and will send their answers itself.
+    reader_sends: Cell<bool>,
     pub(super) read_event: Event,
     pub(super) write_event: Event,
     gone: Waiters,
@@ -142,6 +144,7 @@ impl Connection {
         settings: Rc<NetSettings>,
         stats: Rc<NetStats>,
         admitted: Admitted,
+        spare: Spare,
     ) -> io::Result<Connection> {
         Ok(Connection {
             id,
@@ -151,13 +154,14 @@ impl Connection {
             settings,
             stats,
             admitted,
-            output: RefCell::default(),
+            output: RefCell::new(Output::new(spare)),
             life: Cell::new(Life::Open),
             cause: RefCell::new(None),
             input_ended: Cell::new(false),
             streams: Cell::new(0),
             hold: Cell::new(false),
             reader_waits: Cell::new(false),
+            reader_sends: Cell::new(false),
             read_event: Event::new(),
             write_event: Event::new(),
             gone: Waiters::new(),
@@ -294,9 +298,47 @@ impl Connection {
     }
 
     pub(super) fn wake_writer(&self) {
-        if self.output.borrow().is_ready() {
+        if !self.reader_sends.get() && self.output.borrow().is_ready() {
             self.write_event.notify();
         }
+    }
+
+    /// Begins to gather the answers of a burst, unless the writer has something to send already: that goes first.
+    pub(super) fn gather(&self) {
+        self.reader_sends.set(!self.output.borrow().is_ready());
+    }
+
+    /// Sends what has gathered, as much as the kernel takes at once; the rest is the writer's.
+    pub(super) fn send_gathered(&self) {
+        if !self.reader_sends.replace(false) || !self.output.borrow().is_ready() {
+            return;
+        }
+        match self.with_slices(|slices| self.socket.write_now(slices)) {
+            Ok(0) => {}
+            Ok(bytes) => self.sent(bytes),
+            Err(error) => self.abort(CloseCause::Socket(error)),
+        }
+        self.wake_writer();
+    }
+
+    /// Lends the next bytes to send: no slice if there are none.
+    pub(super) fn with_slices<R>(&self, send: impl FnOnce(&[IoSlice<'_>]) -> R) -> R {
+        let output = self.output.borrow();
+        let mut slices = [IoSlice::new(&[]); SLICES_MAX];
+        let mut used = 0;
+        for (place, slice) in slices.iter_mut().zip(output.slices()) {
+            *place = slice;
+            used += 1;
+        }
+        send(&slices[..used])
+    }
+
+    /// Notes that the kernel took the next `bytes` bytes.
+    pub(super) fn sent(&self, bytes: usize) {
+        count(&self.stats.bytes_written, bytes);
+        count(&self.stats.sends, 1);
+        self.output().advance(bytes);
+        self.made_room();
     }
 
     /// Notes that a request has been answered.

@@ -1,8 +1,8 @@
 //! TCP connections of the node: accept, read bursts, execute, answer in order, bounded in every direction.
 //!
 //! Each core has a listener and owns the connections it accepts; nothing here crosses cores. A connection is two tasks, a
-//! [`reader`](self) that executes frames through the [`Service`] and a writer that sends what is owed, with one send a
-//! burst. Answers may be given at once or later, in any order, through [`Ticket`]s; they leave in request order. A
+//! [`reader`](self) that executes frames through the [`Service`] and answers a burst with one send, and a writer that sends
+//! what is owed later. Answers may be given at once or later, in any order, through [`Ticket`]s; they leave in request order. A
 //! peer that does not read stops being served and holds bounded memory; a peer that goes is noticed while it is being
 //! served.
 //!
@@ -50,6 +50,12 @@ pub trait Service: 'static {
 
     /// How the request in `frame` relates to the others. Called right before `execute`, perhaps more than once.
     fn order(&self, session: &Rc<Self::Session>, frame: &Frame<'_>) -> Order;
+
+    /// A burst has been read: calls for its frames follow. Clocks are read here and at the end, rather than for each request.
+    fn burst_begins(&self) {}
+
+    /// The frames of the burst have been executed; the answers finished by now are about to leave.
+    fn burst_ends(&self) {}
 
     /// Executes the request in `frame`, which has not been validated. The ticket must be answered, now or later. A panic
     /// ends the connection.

@@ -28,7 +28,7 @@ use crate::core::socket::SLICES_MAX;
 /// A gathering buffer that has reached this many bytes takes no further reply.
 const GATHER_BYTES_MAX: usize = 256 << 10;
 
-/// A gathering buffer up to this size is kept for the next burst, in bytes.
+/// A gathering buffer up to this size is kept for the next burst of any connection of the core, in bytes.
 const SPARE_BYTES_MAX: usize = 64 << 10;
 
 /// The peer has gone, or the connection was given up: nothing more will be sent.
@@ -113,10 +113,34 @@ pub(super) struct Output {
     unsent_bytes: usize,
     unordered: bool,
     dead: bool,
-    spare: Vec<u8>,
+    spare: Spare,
+}
+
+/// An empty gathering buffer, shared by the outputs of a core: what one burst has grown, the next one uses.
+#[derive(Debug, Default, Clone)]
+pub(super) struct Spare(Rc<RefCell<Vec<u8>>>);
+
+impl Spare {
+    fn take(&self) -> Vec<u8> {
+        self.0.take()
+    }
+
+    /// Keeps the larger of two buffers, unless it is above [`SPARE_BYTES_MAX`].
+    fn keep(&self, mut bytes: Vec<u8>) {
+        let mut spare = self.0.borrow_mut();
+        if (spare.capacity()..=SPARE_BYTES_MAX).contains(&bytes.capacity()) {
+            bytes.clear();
+            *spare = bytes;
+        }
+    }
 }
 
 impl Output {
+    /// An output that has said nothing.
+    pub(super) fn new(spare: Spare) -> Output {
+        Output { spare, ..Output::default() }
+    }
+
     /// Opens the place of the next request.
     pub(super) fn open(&mut self) -> u64 {
         self.places.push_back(Place::default());
@@ -195,11 +219,13 @@ impl Output {
 
     fn gather(&mut self, encode: impl FnOnce(&mut Vec<u8>)) -> usize {
         if !matches!(self.ready.back(), Some(Piece::Gathered(bytes)) if bytes.len() < GATHER_BYTES_MAX) {
-            self.ready.push_back(Piece::Gathered(std::mem::take(&mut self.spare)));
+            self.ready.push_back(Piece::Gathered(self.spare.take()));
         }
         let added = self.ready.back_mut().map_or(0, |piece| append(piece, encode));
-        if self.ready.back().is_some_and(|piece| piece.bytes().is_empty()) {
-            self.ready.pop_back();
+        if self.ready.back().is_some_and(|piece| piece.bytes().is_empty())
+            && let Some(Piece::Gathered(bytes)) = self.ready.pop_back()
+        {
+            self.spare.keep(bytes);
         }
         added
     }
@@ -258,17 +284,13 @@ impl Output {
             }
             self.first_sent_bytes -= len;
             match self.ready.pop_front() {
-                Some(Piece::Gathered(mut bytes)) if bytes.capacity() <= SPARE_BYTES_MAX => {
-                    bytes.clear();
-                    self.spare = bytes;
-                }
+                Some(Piece::Gathered(bytes)) => self.spare.keep(bytes),
                 Some(Piece::Pushed { bytes, fate }) => fate.decide(Ok(bytes)),
-                _ => {}
+                None => {}
             }
         }
         if self.ready.is_empty() && self.places.is_empty() {
             // An idle connection keeps nothing.
-            self.spare = Vec::new();
             self.places.shrink_to(8);
             self.ready.shrink_to(8);
         }
@@ -370,6 +392,27 @@ mod tests {
         }
         assert_eq!(output.slices().count(), 1);
         assert_eq!(output.unsent_bytes(), 24_000);
+    }
+
+    #[test]
+    fn drained_output_leaves_its_buffer_to_the_others_of_the_core_unless_it_is_large() {
+        let spare = Spare::default();
+        let mut outputs = [Output::new(spare.clone()), Output::new(spare.clone())];
+        let mut addresses = Vec::new();
+        for output in &mut outputs {
+            let place = output.open();
+            output.write(place, |out| out.extend_from_slice(&[1; 1000]));
+            output.finish(place);
+            addresses.push(output.slices().next().unwrap().as_ptr());
+            output.advance(1000);
+        }
+        assert_eq!(addresses[0], addresses[1]);
+        let kept = spare.0.borrow().capacity();
+        let place = outputs[0].open();
+        outputs[0].write(place, |out| out.resize(2 * SPARE_BYTES_MAX, 1));
+        outputs[0].finish(place);
+        outputs[0].advance(2 * SPARE_BYTES_MAX);
+        assert!(kept >= 1000 && spare.0.borrow().capacity() <= SPARE_BYTES_MAX);
     }
 
     #[test]

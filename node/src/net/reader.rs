@@ -1,6 +1,7 @@
 //! The reader task of a connection: reads what is there, executes every whole frame in it, watches for the end.
 //!
-//! Bytes are read into one buffer of the core and executed right there, as slices. Only what cannot be executed yet is
+//! Bytes are read into one buffer of the core and executed right there, as slices; the answers that are finished then are
+//! sent at once, and only what the kernel does not take is left to the writer task. Only what cannot be executed yet is
 //! kept with the connection: the beginning of a frame, or requests that must wait. An idle connection holds no buffer.
 //!
 //! A connection that owes too much (requests in flight, unsent bytes, a request that must run alone) is not executed
@@ -11,9 +12,11 @@
 //! - Requests are executed in the order in which they arrived.
 //! - A frame that is larger than allowed is refused by its header; room for a body grows with the bytes that arrived, not
 //!   with the length that was claimed.
+//! - It sends only if nothing was waiting to be sent before the burst: bytes leave in order, and the writer never finds that
+//!   what it waits for has gone.
 //! - A panic in the service ends this connection only.
 //!
-//! Cost: a system call a burst; a copy of what must wait.
+//! Cost: two system calls a burst, to read it and to send its answers; a copy of what must wait.
 //!
 //! Does not know: opcodes, except that some frames are no requests.
 
@@ -24,7 +27,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tracing::error;
 
@@ -43,6 +46,9 @@ const READ_AHEAD_BYTES: usize = 64 << 10;
 
 /// Kept bytes up to this number are copied into the core's buffer, to be read on and executed there.
 const KEPT_BYTES_SMALL: usize = 16 << 10;
+
+/// A read that brought this much found the core's buffer too small, or nearly so.
+const FULL_READ_BYTES_MIN: usize = SCRATCH_BYTES - KEPT_BYTES_SMALL;
 
 /// Smallest and largest read into a connection's own buffer, in bytes.
 const GROWTH_BYTES_MIN: usize = 4 << 10;
@@ -135,11 +141,13 @@ impl<S: Service> Reader<S> {
             }
             match self.read(needed, handshake.as_mut()).await {
                 Woken::Read(Ok(0)) => connection.end_input(),
+                // There is more where a full buffer came from: the others first.
+                Woken::Read(Ok(bytes)) if bytes >= FULL_READ_BYTES_MIN => host::yield_now().await,
                 Woken::Read(Ok(_)) | Woken::Event => {}
                 Woken::Read(Err(error)) => connection.abort(CloseCause::Socket(error)),
                 Woken::Timer => connection.abort(CloseCause::HandshakeTimeout),
             }
-            // The answers of this burst leave before the next one is read.
+            // What the kernel did not take of this burst's answers leaves before the next one is read.
             if connection.output().is_ready() {
                 host::yield_now().await;
             }
@@ -268,10 +276,19 @@ impl<S: Service> Reader<S> {
         connection.reader_waits.set(false);
     }
 
-    /// Executes the whole frames at the beginning of `bytes`; returns how many bytes that was and why it stopped.
+    /// Executes the whole frames at the beginning of `bytes` and sends their answers; returns how many bytes that was and
+    /// why it stopped.
     fn execute(&self, bytes: &[u8]) -> Result<(usize, Stop), CloseReason> {
+        self.connection.gather();
+        self.service.burst_begins();
+        let result = self.execute_frames(bytes);
+        self.service.burst_ends();
+        self.connection.send_gathered();
+        result
+    }
+
+    fn execute_frames(&self, bytes: &[u8]) -> Result<(usize, Stop), CloseReason> {
         let connection = &self.connection;
-        let received_at = Instant::now();
         let mut consumed = 0;
         for executed in 0.. {
             if connection.life() != Life::Open {
@@ -297,7 +314,7 @@ impl<S: Service> Reader<S> {
                         return Ok((consumed, Stop::Full));
                     }
                     self.guarded(|| {
-                        let ticket = Ticket::new(connection, received_at);
+                        let ticket = Ticket::new(connection);
                         self.service.execute(&self.session, ticket, &frame);
                     });
                     if order == Order::Alone {
@@ -306,7 +323,7 @@ impl<S: Service> Reader<S> {
                 }
                 Incoming::Response => self.guarded(|| self.service.response(&self.session, &frame)),
                 Incoming::Ignored => {}
-                Incoming::Refused(status) => refuse(Ticket::new(connection, received_at), &frame, status),
+                Incoming::Refused(status) => refuse(Ticket::new(connection), &frame, status),
             }
             count(&connection.stats.frames, 1);
             consumed += frame.frame_bytes();

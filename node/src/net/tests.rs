@@ -325,6 +325,34 @@ fn peer_that_never_reads_is_not_served_further_and_goes_on_when_it_reads() {
     node.stop();
 }
 
+/// The reader sends the answers of a burst until the kernel refuses; then the writer waits while further bursts are
+/// executed and other tasks finish answers.
+#[test]
+fn answers_behind_a_send_that_the_kernel_took_in_part_keep_their_order() {
+    const COUNT: u32 = 12_000;
+    let settings =
+        NetSettings { unsent_bytes_max: 64 << 20, in_flight_max: 1 << 20, ..NetSettings::default() };
+    let node = TestNode::start(1, &settings, true);
+    let mut stream = node.connect();
+    let is_late = |opaque: u32| opaque % 100 == 7;
+    for burst in 0..COUNT / 1000 {
+        let bytes: Vec<u8> = (burst * 1000..(burst + 1) * 1000)
+            .flat_map(|opaque| {
+                let (opcode, key) = if is_late(opaque) { (Opcode::GET, &b"1"[..]) } else { (GETK, &b""[..]) };
+                request(opcode, opaque, key, b"")
+            })
+            .collect();
+        stream.write_all(&bytes).unwrap();
+    }
+    assert_eq!(when_stable(&node.seen.executed), COUNT as usize);
+    let held = node.seen.unsent_bytes_max.load(Ordering::SeqCst);
+    assert!(held > 1 << 20, "the kernel took nearly everything: {held} bytes were left");
+    let frames = read_frames(&mut stream, COUNT as usize);
+    let expected = (0..COUNT).map(|opaque| (opaque, if is_late(opaque) { 4 } else { 1000 }));
+    assert!(frames.into_iter().eq(expected));
+    node.stop();
+}
+
 #[test]
 fn streams_keep_two_buffers_in_flight_to_a_peer_that_never_reads() {
     let node = TestNode::start(1, &NetSettings::default(), true);

@@ -11,7 +11,6 @@
 //! Does not know: what is answered.
 
 use std::rc::Rc;
-use std::time::Instant;
 
 use bytes::Bytes;
 
@@ -23,26 +22,19 @@ use super::output::{Disconnected, Pushed};
 pub struct Ticket {
     connection: Rc<Connection>,
     place: u64,
-    received_at: Instant,
     open: bool,
 }
 
 impl Ticket {
-    pub(super) fn new(connection: &Rc<Connection>, received_at: Instant) -> Ticket {
+    pub(super) fn new(connection: &Rc<Connection>) -> Ticket {
         let place = connection.output().open();
-        Ticket { connection: Rc::clone(connection), place, received_at, open: true }
+        Ticket { connection: Rc::clone(connection), place, open: true }
     }
 
     /// Whose request it is.
     #[must_use]
     pub fn connection(&self) -> &Rc<Connection> {
         &self.connection
-    }
-
-    /// When the bytes of the request had been read.
-    #[must_use]
-    pub fn received_at(&self) -> Instant {
-        self.received_at
     }
 
     /// Answers with what `encode` appends: whole frames. The buffer may hold earlier replies; only append.

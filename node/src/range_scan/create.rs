@@ -27,7 +27,7 @@ use tracing::Instrument;
 use super::document::document_encoder;
 use super::registry::{RangeScans, ScanCore};
 use super::sampling;
-use super::scan::{ConnectionId, Described, Scan, Slot, VbAddress};
+use super::scan::{ConnectionId, Described, SPANS, Scan, Slot, VbAddress};
 use super::state::StateCell;
 use crate::protocol::range_scan::{RangeScanCreate, ScanId, Selection, SnapshotRequirements};
 use crate::protocol::scan_records::RecordKind;
@@ -85,6 +85,7 @@ impl RangeScans {
             Rc::new(Creating { connection, at, stopped: Cell::new(false), changed: Event::default() });
         core.creating.borrow_mut().push(creating.clone());
         let span = tracing::debug_span!(
+            target: SPANS,
             "range_scan_create",
             vb = at.vb.0,
             scan = tracing::field::Empty,

@@ -22,7 +22,7 @@ use tracing::Instrument;
 use super::buffer::HEAD_ROOM;
 use super::frame::{FrameSink, ScanFrame};
 use super::registry::{RangeScans, Report, ScanCore, UNKNOWN, Verdict};
-use super::scan::{ConnectionId, Progress, Scan, VbAddress, Waiting};
+use super::scan::{ConnectionId, Progress, SPANS, Scan, VbAddress, Waiting};
 use super::state::ScanState;
 use crate::protocol::key::LOGICAL_KEY_BYTES_MAX;
 use crate::protocol::range_scan::RangeScanContinue;
@@ -60,6 +60,7 @@ impl RangeScans {
         };
         scan.lend(connection);
         let span = tracing::debug_span!(
+            target: SPANS,
             "range_scan_continue",
             vb = at.vb.0,
             scan = %scan.id,
@@ -174,6 +175,7 @@ impl ScanCore {
             false => self.metrics.buffers_allocated.add(1),
         }
         let span = tracing::debug_span!(
+            target: SPANS,
             "range_scan_fill",
             vb = scan.at.vb.0,
             scan = %scan.id,

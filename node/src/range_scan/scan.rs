@@ -19,6 +19,9 @@ use super::state::{ScanState, StateCell};
 use crate::protocol::range_scan::{RangeScanContinue, ScanId, Selection};
 use crate::protocol::scan_records::RecordKind;
 
+/// Category of the spans of range scans.
+pub(super) const SPANS: &str = "ringbase::range_scan";
+
 /// Buffers of one scan under way to its connection or being filled, at most.
 pub const BUFFERS_MAX: u32 = 2;
 

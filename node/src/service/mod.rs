@@ -15,12 +15,14 @@
 //! Does not know: opcodes' rules (`command`), scans' contents (`range_scan`), sockets (`net`).
 
 mod buckets;
+mod burst;
 mod dcp;
 mod message;
 mod outbox;
 mod remote;
 mod scans;
 mod stats;
+mod trace;
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
@@ -42,6 +44,7 @@ use crate::net::{self, ConnId, Connection, Order, Ticket};
 use crate::protocol::{Frame, Opcode};
 use crate::range_scan::{ConnectionId, RangeScanConfig, RangeScans};
 use crate::telemetry::CoreTimings;
+use burst::Burst;
 use message::{Message, Token};
 use outbox::Outbox;
 
@@ -130,6 +133,7 @@ pub struct CoreService {
     /// On the core that decides which buckets exist.
     lifecycle: Option<Rc<Lifecycle>>,
     timings: Rc<CoreTimings>,
+    burst: Burst,
     outbox: OnceCell<Outbox>,
     waiting: RefCell<HashMap<Token, Waiting, ahash::RandomState>>,
     tokens: Cell<u64>,
@@ -158,6 +162,7 @@ impl CoreService {
             ring,
             hosts,
             timings: timings.clone(),
+            burst: Burst::default(),
             outbox: OnceCell::new(),
             waiting: RefCell::default(),
             tokens: Cell::new(0),
@@ -223,15 +228,19 @@ impl CoreService {
     }
 
     fn answered(&self, opcode: Opcode, received_ns: u64) {
+        if self.burst.counts(opcode, received_ns) {
+            return;
+        }
         self.timings.record_request(opcode, self.env.clock.monotonic_ns().saturating_sub(received_ns));
     }
 
     fn execute_here(&self, view: &SessionView, request: &Request<'_>, ticket: Ticket) {
-        let late: Rc<Cell<Option<Ticket>>> = Rc::default();
+        let mut late: Option<Rc<Cell<Option<Ticket>>>> = None;
         let (opcode, received_ns) = (request.opcode(), request.received_ns);
         let mut outcome = Outcome::Done;
         let mut defer = || -> Box<dyn Reply> {
-            Box::new(LocalReply { service: self.weak.clone(), ticket: late.clone(), opcode, received_ns })
+            let ticket = late.insert(Rc::default()).clone();
+            Box::new(LocalReply { service: self.weak.clone(), ticket, opcode, received_ns })
         };
         ticket.write(|out| outcome = execute(&self.engine, view, request, out, &mut defer));
         match outcome {
@@ -239,19 +248,19 @@ impl CoreService {
                 ticket.silent();
                 self.answered(opcode, received_ns);
             }
-            Outcome::Deferred => late.set(Some(ticket)),
+            Outcome::Deferred => {
+                if let Some(late) = late {
+                    late.set(Some(ticket));
+                }
+            }
             Outcome::Close => ticket.reply_and_close(|_| {}),
         }
     }
 
-    /// Whether a request for another core was answered by a look at what that core shares.
-    fn looked(&self, session: &Session, view: &SessionView, request: &Request<'_>, ticket: &Ticket) -> bool {
-        if !self.direct_reads || session.elsewhere.get() != 0 {
-            return false;
-        }
-        let mut has_answered = false;
-        ticket.write(|out| has_answered = look(&self.engine, view, request, out));
-        has_answered
+    /// Whether a read may be answered by a look at the newest versions: always here, and on another core if it has no
+    /// request of the connection that must be answered first.
+    fn may_look(&self, session: &Session, request: &Request<'_>) -> bool {
+        self.host_of(request) == self.core || self.direct_reads && session.elsewhere.get() == 0
     }
 
     fn execute_there(&self, host: CoreId, view: SessionView, request: &Request<'_>, waiting: Waiting) {
@@ -314,17 +323,36 @@ impl net::Service for CoreService {
         }
     }
 
+    fn burst_begins(&self) {
+        self.burst.begin(&self.env);
+    }
+
+    fn burst_ends(&self) {
+        self.burst.end(&self.env, &self.timings);
+    }
+
     fn execute(&self, session: &Rc<Session>, ticket: Ticket, frame: &Frame<'_>) {
-        let received_ns = self.env.clock.monotonic_ns();
+        let received_ns = self.burst.received_ns(&self.env);
         if let Some(dcp) = session.dcp.get() {
             dcp.heard(received_ns);
         }
         let mut command = session.command.borrow_mut();
-        let mut next = Next::Done;
-        ticket.write(|out| next = command.accept(*frame, received_ns, out));
+        let (mut next, mut has_answered) = (Next::Done, false);
+        ticket.write(|out| {
+            next = command.accept(*frame, received_ns, out);
+            if let Next::Vbucket(request) = &next
+                && self.may_look(session, request)
+            {
+                has_answered = look(&self.engine, &command.view(), request, out);
+            }
+        });
         match next {
             Next::Done => {
                 session.connection.set_authenticated(command.is_authenticated());
+                ticket.silent();
+                self.answered(frame.opcode(), received_ns);
+            }
+            Next::Vbucket(_) if has_answered => {
                 ticket.silent();
                 self.answered(frame.opcode(), received_ns);
             }
@@ -337,14 +365,11 @@ impl net::Service for CoreService {
                 let host = self.host_of(&request);
                 if host == self.core {
                     self.execute_here(&view, &request, ticket);
-                } else if !self.looked(session, &view, &request, &ticket) {
+                } else {
                     let under_way = Some(UnderWayElsewhere::begin(&session.elsewhere));
                     let opcode = request.opcode();
                     let waiting = Waiting::Answer { ticket, opcode, received_ns, under_way };
                     self.execute_there(host, view, &request, waiting);
-                } else {
-                    ticket.silent();
-                    self.answered(request.opcode(), received_ns);
                 }
             }
             Next::RangeScan(request) => {
@@ -363,6 +388,10 @@ impl net::Service for CoreService {
             Next::Bucket(job) => {
                 drop(command);
                 self.change_bucket(job, ticket);
+            }
+            Next::TraceDump(job) => {
+                drop(command);
+                self.wait_for_dump(job, ticket);
             }
         }
     }

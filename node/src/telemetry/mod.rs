@@ -1,12 +1,18 @@
-//! Seeing: the log, and the histograms of a core.
+//! Seeing: the log, the recording of spans, and the histograms of a core.
 //!
 //! Does not know: what it measures, how it is asked for.
 
 mod timings;
+pub mod trace;
 
 pub use timings::{CoreTimings, NamedHistogram};
 
+use std::sync::OnceLock;
+
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::util::SubscriberInitExt;
+
+use trace::{TraceControl, TraceSubscriber};
 
 /// The filter is not one.
 #[derive(Debug, thiserror::Error)]
@@ -16,18 +22,27 @@ pub struct LogFilterError {
     text: String,
 }
 
-/// Sends the log to standard error, with glommio's own warnings in it. Call once a process; later calls only check the filter.
+/// Sends the log to standard error, with glommio's own warnings in it, and makes spans recordable. Call once a process; later calls only check the filter.
 ///
 /// # Errors
 /// The filter is not understood.
 pub fn start_log(filter: &str) -> Result<(), LogFilterError> {
     let parsed = EnvFilter::try_new(filter)
         .map_err(|error| LogFilterError { filter: filter.to_owned(), text: error.to_string() })?;
-    let subscriber =
-        tracing_subscriber::fmt().with_env_filter(parsed).with_writer(std::io::stderr).with_target(true);
-    // The subscriber brings the bridge from the `log` crate, which glommio uses.
-    let _ = subscriber.try_init();
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(parsed)
+        .with_writer(std::io::stderr)
+        .with_target(true)
+        .finish();
+    // This brings the bridge from the `log` crate, which glommio uses.
+    let _ = TraceSubscriber::new(trace_control(), log).try_init();
     Ok(())
+}
+
+/// Controls the recording of this process's spans. Until [`start_log`] there is none that could be recorded.
+pub fn trace_control() -> &'static TraceControl {
+    static CONTROL: OnceLock<TraceControl> = OnceLock::new();
+    CONTROL.get_or_init(TraceControl::default)
 }
 
 #[cfg(test)]

@@ -38,11 +38,15 @@ impl Default for CoreTimings {
 
 impl CoreTimings {
     /// A request was answered `latency_ns` after it had been read.
-    #[inline]
     pub fn record_request(&self, opcode: Opcode, latency_ns: u64) {
+        self.record_requests(opcode, latency_ns, 1);
+    }
+
+    /// `count` requests were answered `latency_ns` after they had been read.
+    pub fn record_requests(&self, opcode: Opcode, latency_ns: u64, count: u64) {
         let mut by_opcode = self.by_opcode.borrow_mut();
         let histogram = by_opcode[usize::from(opcode.0)].get_or_insert_with(|| Box::new(latency_histogram()));
-        histogram.saturating_record(latency_ns);
+        histogram.saturating_record_n(latency_ns, count);
     }
 
     /// A batch of `count` messages waited this long.

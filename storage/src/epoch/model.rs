@@ -2,8 +2,12 @@
 //!
 //! Invariants
 //! - What is retired is dropped with the last pin that was live then, never later: a reader that forgot to pin finds it freed as soon as can be.
+//! - What is freed is marked and buried: its memory is used again only when an execution of a test is over.
 //!
 //! Does not know: what is freed.
+
+use std::alloc::{Layout, dealloc};
+use std::cell::{Cell, RefCell};
 
 #[cfg(loom)]
 use loom::{lazy_static, sync::Mutex};
@@ -21,6 +25,37 @@ struct State {
 
 lazy_static! {
     static ref STATE: Mutex<State> = Mutex::new(State::default());
+}
+
+// Not the checker's: it runs all threads of a model on one, and these are about the test, not in it.
+thread_local! {
+    static NODES: Cell<isize> = const { Cell::new(0) };
+    static BURIED: RefCell<Vec<(*mut u8, Layout)>> = const { RefCell::new(Vec::new()) };
+}
+
+/// So many more nodes are alive.
+pub(super) fn count_nodes(more: isize) {
+    NODES.set(NODES.get() + more);
+}
+
+/// Nodes that are not freed.
+#[cfg(test)]
+pub(crate) fn live_nodes() -> isize {
+    NODES.get()
+}
+
+/// Keeps memory whose contents are marked as freed, for readers that come too late to find the mark.
+pub(crate) fn bury(memory: *mut u8, layout: Layout) {
+    BURIED.with_borrow_mut(|buried| buried.push((memory, layout)));
+}
+
+/// Gives buried memory back: an execution is over, nobody comes any more.
+#[cfg(test)]
+pub(crate) fn free_buried() {
+    for (memory, layout) in BURIED.take() {
+        // SAFETY: whoever buried it owned it and allocated it with this layout; no thread of the execution is left.
+        unsafe { dealloc(memory, layout) };
+    }
 }
 
 /// While it lives, nothing that was reachable when it began is freed.

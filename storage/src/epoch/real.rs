@@ -10,8 +10,8 @@ thread_local! {
     static RETIRED_BYTES: Cell<usize> = const { Cell::new(0) };
 }
 
-/// Rounds that free all that is retired, if nobody is pinned: the epoch must move on twice.
-const COLLECT_ROUNDS: usize = 3;
+/// Rounds that free all that a slice of work has retired, if nobody is pinned: the epoch must move on twice, and a round frees about 500 things.
+const COLLECT_ROUNDS: usize = 12;
 
 /// While it lives, nothing that was reachable when it began is freed. It stays on its thread.
 #[derive(Debug)]
@@ -30,6 +30,12 @@ pub fn collect() {
     for _ in 0..COLLECT_ROUNDS {
         crossbeam_epoch::pin().flush();
     }
+}
+
+/// What this thread has retired and not handed over.
+#[cfg(test)]
+pub(crate) fn retired_bytes() -> usize {
+    RETIRED_BYTES.get()
 }
 
 impl Pin {

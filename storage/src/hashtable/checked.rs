@@ -1,16 +1,18 @@
-//! What the tests under a model checker share. Tables are small there: buckets of two slots, one more in each group behind, a split for each third item.
+//! What the tests under a model checker share. Tables are small there: buckets of two slots, one more in each group behind, two items a bucket.
 
-use super::shared::Shared;
+use super::shared::hasher;
 use super::*;
 use crate::types::{Cas, ItemMeta, Kind};
 
 /// Keys whose hashes end in these bits, the lowest two of them.
 pub(super) fn keys<const N: usize>(bits: [u64; N]) -> [Vec<u8>; N] {
-    let shared = Shared::new();
+    let hasher = hasher();
     let mut candidates = 0u32..;
     bits.map(|bits| {
-        let key =
-            candidates.by_ref().map(|n| n.to_be_bytes().to_vec()).find(|key| shared.hash(key) & 3 == bits);
+        let key = candidates
+            .by_ref()
+            .map(|n| n.to_be_bytes().to_vec())
+            .find(|key| hasher.hash_one(key.as_slice()) & 3 == bits);
         key.expect("one in four")
     })
 }

@@ -69,13 +69,18 @@ pub(super) fn parent_of(index: usize) -> usize {
     index - (1 << index.ilog2())
 }
 
+/// Each table has its own seeds; under a model checker, which repeats itself, all have the same.
+pub(super) fn hasher() -> ahash::RandomState {
+    if cfg!(any(loom, shuttle)) {
+        ahash::RandomState::with_seeds(1, 2, 3, 4)
+    } else {
+        ahash::RandomState::new()
+    }
+}
+
 impl Shared {
     pub(super) fn new() -> Shared {
-        #[cfg(any(loom, shuttle))]
-        let hasher = ahash::RandomState::with_seeds(1, 2, 3, 4);
-        #[cfg(not(any(loom, shuttle)))]
-        let hasher = ahash::RandomState::new();
-        Shared { state: AtomicU64::new(0), hasher, directory: Directory::new() }
+        Shared { state: AtomicU64::new(0), hasher: hasher(), directory: Directory::new() }
     }
 
     #[inline]

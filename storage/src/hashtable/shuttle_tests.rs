@@ -1,5 +1,5 @@
 //! Random schedules of a writer with random operations and three readers. Each look-up must give a state that its key had at some moment of the call,
-//! and none older than the same reader has seen.
+//! and none older than the same reader has seen. Half of the schedules pick any thread at each step, half stop one for long at a few places.
 //!
 //! `RINGBASE_SCHEDULES` says how many; a million are for a quiet hour.
 
@@ -18,6 +18,8 @@ const SCHEDULES: usize = 100_000;
 const READERS: usize = 3;
 const WRITES: u64 = 6;
 const LOOKS: usize = 4;
+/// Places where a thread is stopped for long.
+const PREEMPTIONS: usize = 3;
 
 fn schedules() -> usize {
     std::env::var("RINGBASE_SCHEDULES").map_or(SCHEDULES, |text| text.parse().expect("a number"))
@@ -100,12 +102,13 @@ fn scenario() {
 
 #[test]
 fn shuttle_every_look_gives_a_state_of_its_time() {
-    shuttle::check_random(scenario, schedules());
+    shuttle::check_random(scenario, schedules().div_ceil(2));
+    shuttle::check_pct(scenario, schedules().div_ceil(2), PREEMPTIONS);
 }
 
 #[test]
 fn shuttle_finds_what_is_freed_without_a_grace_period() {
     let _on = turn_on(Mutant::FreeWithoutGrace);
-    let found = catch_unwind(AssertUnwindSafe(|| shuttle::check_random(scenario, 10_000)));
+    let found = catch_unwind(AssertUnwindSafe(|| shuttle::check_pct(scenario, 10_000, PREEMPTIONS)));
     assert!(found.is_err(), "the fault is found");
 }

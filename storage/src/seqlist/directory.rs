@@ -29,9 +29,18 @@ impl Directory {
         Directory { entries: entries.collect() }
     }
 
-    /// The segments that may have slots at or above `seqno`.
-    pub(super) fn from(&self, seqno: Seqno) -> &[Entry] {
-        let behind = self.entries.partition_point(|entry| entry.first <= seqno);
-        &self.entries[behind.saturating_sub(1)..]
+    /// Resident bytes of its entries.
+    pub(super) fn bytes(&self) -> usize {
+        size_of_val(&*self.entries)
+    }
+
+    /// The first segment that may have slots at or above `seqno`.
+    pub(super) fn index_of(&self, seqno: Seqno) -> usize {
+        self.entries.partition_point(|entry| entry.first <= seqno).saturating_sub(1)
+    }
+
+    /// The segment with this number.
+    pub(super) fn entry(&self, index: usize) -> Option<Entry> {
+        self.entries.get(index).copied()
     }
 }

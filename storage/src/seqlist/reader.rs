@@ -10,15 +10,15 @@
 //! Cost: a batch is O(log n) and its slots, at most [`SLOTS_MAX`].
 //! Does not know: writers, disk.
 
+use std::cell::Cell;
 use std::sync::Arc;
 
 use super::Shared;
-use super::directory::Directory;
 use super::slot;
 use crate::atomic::Ordering;
 use crate::epoch::{Node, pin};
 use crate::item::Item;
-use crate::registry::Reader;
+use crate::registry::{DONE, Reader};
 use crate::types::Seqno;
 
 /// Most slots that one batch looks at.
@@ -58,11 +58,14 @@ pub struct RangeReader {
     shared: Arc<Shared>,
     reader: Arc<Reader>,
     purge_seqno: Seqno,
+    /// As `reader` has it. Only this moves it, so nothing is loaded to know it (and a model checker sees a store without a load before it).
+    position: Cell<Seqno>,
 }
 
 impl RangeReader {
     pub(super) fn new(shared: Arc<Shared>, reader: Arc<Reader>, purge_seqno: Seqno) -> RangeReader {
-        RangeReader { shared, reader, purge_seqno }
+        let position = Cell::new(reader.position());
+        RangeReader { shared, reader, purge_seqno, position }
     }
 
     /// The last seqno that it may show: the high seqno when it was opened.
@@ -74,7 +77,7 @@ impl RangeReader {
     /// The first seqno that a later batch may show.
     #[must_use]
     pub fn position(&self) -> Seqno {
-        self.reader.position()
+        self.position.get()
     }
 
     /// The greatest purged tombstone when it was opened (T4.11).
@@ -91,55 +94,53 @@ impl RangeReader {
 
     /// Appends the next versions to `out`, tombstones included, and moves on behind them.
     pub fn next_batch(&mut self, limits: BatchLimits, out: &mut Vec<Item>) -> Progress {
-        let mut next = self.reader.position();
+        let mut next = self.position();
         let progress = self.peek(&mut next, limits, out);
         match progress {
-            Progress::More => self.reader.move_to(next),
-            Progress::End | Progress::Gone => self.reader.finish(),
-            Progress::Behind => return progress,
+            Progress::More => self.move_to(next),
+            Progress::End | Progress::Gone => self.finish(),
+            Progress::Behind => {}
         }
-        self.shared.reader_moved();
         progress
     }
 
     /// Moves on to `position` without looking at what lies before it: somebody else showed it.
     pub fn skip_to(&mut self, position: Seqno) {
-        if position > self.reader.position() {
-            self.reader.move_to(position);
-            self.shared.reader_moved();
+        if position > self.position() {
+            self.move_to(position);
         }
     }
 
     /// Appends the versions from `next` on to `out`, and moves `next` behind them, but not the reader: it may be read again from its position.
     pub fn peek(&self, next: &mut Seqno, limits: BatchLimits, out: &mut Vec<Item>) -> Progress {
         let (first, end) = (out.len(), self.reader.end());
-        let start = (*next).max(self.reader.position());
+        let start = (*next).max(self.position());
         let pin = pin();
-        if self.shared.has_ended() {
-            return Progress::Gone;
-        }
         let mut at = start;
         let (mut bytes, mut slots) = (0, 0);
-        // SAFETY: the directory is retired through the epoch, which is pinned.
-        let directory: Option<&Directory> = unsafe { self.shared.directory(&pin) };
-        let entries = directory.map(|directory| directory.from(start)).unwrap_or_default();
+        let directory = self.shared.directory.load(Ordering::Acquire);
+        // Pointers are followed anew each time, which costs nothing, so that a model checker finds what is freed in between.
+        // SAFETY: it was loaded under the pin, and is retired after another took its place.
+        let directory = || (!directory.is_null()).then(|| unsafe { Node::get(directory) });
+        let begin = directory().map_or(0, |directory| directory.index_of(start));
         let mut progress = Progress::End;
-        'segments: for entry in entries {
+        'segments: for entry in (begin..).map_while(|index| directory()?.entry(index)) {
             // SAFETY: a segment is retired after the directory that no longer names it was put in place; the epoch is pinned.
-            let segment = unsafe { Node::get(entry.segment) };
-            for index in segment.lower_bound(at)..segment.len() {
-                let seqno = segment.seqno(index);
+            let segment = || unsafe { Node::get(entry.segment) };
+            for index in segment().lower_bound(at)..segment().len() {
+                let seqno = segment().seqno(index);
                 if seqno > end {
                     break 'segments;
                 }
-                if slots == SLOTS_MAX || out.len() - first >= limits.items || bytes >= limits.bytes {
+                let is_full = out.len() - first >= limits.items || bytes >= limits.bytes;
+                if slots == SLOTS_MAX || is_full && out.len() > first {
                     progress = Progress::More;
                     break 'segments;
                 }
                 slots += 1;
                 at = seqno.next();
                 // SAFETY: the word is loaded from a slot under the pin.
-                let Some(shown) = (unsafe { slot::show(segment.load(index)) }) else { continue };
+                let Some(shown) = (unsafe { slot::show(segment().load(index)) }) else { continue };
                 // The one visibility rule: born <= end, and not superseded at or before it.
                 if shown.superseded.is_none_or(|superseded| superseded > end) {
                     bytes += shown.item.key().len() + shown.item.value().len();
@@ -148,6 +149,11 @@ impl RangeReader {
             }
         }
         drop(pin);
+        // A list that ends loses its tail: it says so first, and what this looked at may have been shorter than when it began.
+        if self.shared.has_ended() {
+            out.truncate(first);
+            return Progress::Gone;
+        }
         // What was trimmed while this looked may be missing in it: trimming raises this number first.
         if start < self.shared.resident_from() && start <= end {
             out.truncate(first);
@@ -159,10 +165,15 @@ impl RangeReader {
 }
 
 impl RangeReader {
+    fn move_to(&self, position: Seqno) {
+        self.position.set(position);
+        self.reader.move_to(position);
+        self.shared.reader_moved();
+    }
+
     /// Nothing is read any more: what was kept for it may go before it is dropped.
     pub(crate) fn finish(&self) {
-        self.reader.finish();
-        self.shared.reader_moved();
+        self.move_to(DONE);
     }
 }
 
@@ -175,6 +186,11 @@ impl Drop for RangeReader {
 impl Shared {
     /// Tells the owner that what a reader has passed may go.
     fn reader_moved(&self) {
-        self.moved.store(true, Ordering::Release);
+        // loom does not know that a store comes behind an exchange that has read the store before it; of two exchanges it does.
+        if cfg!(loom) {
+            self.moved.swap(true, Ordering::Release);
+        } else {
+            self.moved.store(true, Ordering::Release);
+        }
     }
 }

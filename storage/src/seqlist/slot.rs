@@ -75,7 +75,7 @@ pub(super) unsafe fn give_up(word: usize, pin: &Pin) -> Item {
         // SAFETY: the node is alive until it is retired, below.
         let item = unsafe { Node::get(node(word)) }.item.clone();
         // SAFETY: no slot names it any more, as the caller says.
-        unsafe { Node::retire(node(word), pin) };
+        unsafe { Node::retire(node(word), item.resident_bytes(), pin) };
         return item;
     }
     // SAFETY: the caller hands the word's count over.

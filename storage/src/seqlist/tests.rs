@@ -164,6 +164,42 @@ fn a_replaced_version_is_shown_to_the_reader_of_its_time_alone() {
     assert_eq!(world.list.len(), 5, "nobody needs the former version of key 1");
 }
 
+/// Limits of nothing still let one version through a batch, or a caller that passes what is left of its budget would never come to the end.
+#[test]
+fn a_batch_takes_one_version_whatever_its_limits() {
+    for limits in [BatchLimits { items: 0, ..BatchLimits::default() }, BatchLimits { items: 9, bytes: 0 }] {
+        let mut world = World::default();
+        for key in 0..20 {
+            world.write(key);
+        }
+        let (mut reader, mut out) = (world.open(1), Vec::new());
+        for shown in 1..=20 {
+            assert_eq!(
+                reader.next_batch(limits, &mut out),
+                if shown < 20 { Progress::More } else { Progress::End }
+            );
+            assert_eq!(out.len(), shown);
+        }
+    }
+}
+
+/// What waits to be freed is counted in whole, so that it is handed over in time: slots and directories, not only their heads.
+#[test]
+fn what_is_retired_is_counted_with_its_slots() {
+    let mut list = SeqList::default();
+    for seqno in 1..=SEGMENT_SLOTS_MIN as u64 + 1 {
+        list.append(item(seqno, seqno));
+    }
+    crate::epoch::collect();
+    let mut item_bytes = 0;
+    for seqno in 1..=SEGMENT_SLOTS_MIN as u64 / 2 {
+        item_bytes += list.take(Seqno(seqno)).unwrap().item.resident_bytes();
+    }
+    let packed = SEGMENT_SLOTS_MIN * size_of::<usize>() + 2 * size_of::<Entry>();
+    let retired = crate::epoch::retired_bytes();
+    assert!(retired >= item_bytes + packed + size_of::<Segment>(), "{retired} bytes, {item_bytes} of items");
+}
+
 /// A window is trimmed at its head by whole segments; a reader that has not come as far is told, and shows nothing twice.
 #[test]
 fn a_reader_behind_the_window_is_told_so() {

@@ -93,6 +93,8 @@ pub struct ShardCore {
     flushing: Lock,
     flush_wanted: Cell<bool>,
     closing: Cell<bool>,
+    /// Vbuckets that are being forgotten.
+    forgetting: Cell<usize>,
     vbuckets: RefCell<BTreeMap<(BucketId, VbId), Rc<VbStore>>>,
 }
 
@@ -115,6 +117,19 @@ impl ShardCore {
 
     pub(crate) fn shard(&self) -> ShardId {
         self.geometry.shard
+    }
+
+    /// The memory of one more vbucket is being let go of.
+    pub(crate) fn begin_forgetting(&self) {
+        self.forgetting.set(self.forgetting.get() + 1);
+    }
+
+    /// The memory of a vbucket is let go of; the last one tells the host.
+    pub(crate) fn end_forgetting(&self) {
+        self.forgetting.set(self.forgetting.get() - 1);
+        if self.forgetting.get() == 0 {
+            self.env.spawn.memory_let_go();
+        }
     }
 
     pub(crate) fn options(&self) -> &ShardOptions {

@@ -269,6 +269,7 @@ pub(super) async fn open(
         flushing: Lock::default(),
         flush_wanted: Cell::new(false),
         closing: Cell::new(false),
+        forgetting: Cell::new(0),
         vbuckets: RefCell::default(),
     });
     let mut vbuckets = BTreeMap::new();

@@ -30,11 +30,15 @@ impl VbStore {
         let mut versions = std::mem::take(&mut state.versions);
         state.overhead_booked = 0;
         let core = self.core.clone();
+        core.begin_forgetting();
         core.env().clone().spawn("forget", async move {
             while !table.drain_slice(BUCKETS_A_SLICE) || versions.drain_slice() {
+                // What was let go of is freed as it goes: otherwise it would lie in a queue until somebody else writes.
+                crate::epoch::collect();
                 core.env().relax().await;
             }
             crate::epoch::collect();
+            core.end_forgetting();
         });
         self.wake_waiters();
     }

@@ -125,6 +125,7 @@ impl VbStore {
         let core = self.core.clone();
         core.env().spawn("tidy", async move {
             while store.settle() || store.trim_window() {
+                crate::epoch::collect();
                 store.core.env().relax().await;
             }
         });

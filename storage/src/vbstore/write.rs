@@ -138,6 +138,14 @@ impl VbStore {
         Ok(item)
     }
 
+    /// A CAS that no version has and that is below every later version's. Nothing of it is written.
+    #[must_use]
+    pub fn draw_cas(&self) -> Cas {
+        let counts = &mut self.state.borrow_mut().counts;
+        counts.max_cas = next_cas(self.core.env().clock.wall_ns(), counts.max_cas);
+        counts.max_cas
+    }
+
     /// Takes a record of the log in at recovery; one that is flushed already is left out.
     pub(crate) fn replay(&self, item: Item, former: Former, position: u64) -> Result<(), Seqno> {
         let state = &mut *self.state.borrow_mut();

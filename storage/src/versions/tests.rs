@@ -128,3 +128,84 @@ fn readers_of_both_orders_share_what_is_kept() {
     versions.key_reader_passed(&by_key, &6u64.to_be_bytes());
     assert_eq!((versions.stats().stale, versions.stats().versions), (0, 10));
 }
+
+/// One slice of settling has an end, though readers on other cores move on while it looks; what it leaves is not lost (T4.5: a write does not wait for readers).
+#[test]
+fn settling_looks_at_a_slice_however_much_readers_have_passed() {
+    const KEYS: u64 = 3 * SLICE as u64;
+    let mut versions = filled(KEYS);
+    let mut readers: Vec<RangeReader> = (0..4).map(|_| versions.open(Seqno(1), Seqno(0))).collect();
+    for key in 0..KEYS {
+        versions.take(&item(key, KEYS + 1 + key, Kind::Mutation), Seqno(key + 1));
+    }
+    for reader in &mut readers {
+        reader.skip_to(Seqno(KEYS + 1));
+    }
+    let mut calls = 0;
+    loop {
+        let before = versions.stats().stale;
+        let more = versions.settle().1;
+        calls += 1;
+        assert!(before - versions.stats().stale <= SLICE as u64);
+        if !more {
+            break;
+        }
+    }
+    assert!(versions.stats().stale == 0 && calls >= 3, "{calls} calls left {:?}", versions.stats());
+}
+
+/// A reader that never stops moving on another core does not keep its owner from coming back.
+#[test]
+fn settling_ends_while_readers_move_on_other_threads() {
+    let mut versions = filled(10);
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    versions.take(&item(0, 1_000_000_000, Kind::Mutation), Seqno(1));
+    let mut readers: Vec<RangeReader> = (0..2).map(|_| versions.open(Seqno(1), Seqno(0))).collect();
+    std::thread::scope(|scope| {
+        for reader in &mut readers {
+            let stop = &stop;
+            scope.spawn(move || {
+                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    reader.skip_to(reader.position().next());
+                }
+            });
+        }
+        for _ in 0..10_000 {
+            versions.settle();
+        }
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+    assert_eq!(versions.stats().readers, 2);
+}
+
+/// A vbucket that goes lets go of a bounded piece a call, whatever was kept and indexed; then nothing is left, and nothing is booked.
+#[test]
+fn draining_lets_go_of_a_bounded_piece_a_call() {
+    const KEYS: u64 = 4 * SLICE as u64;
+    let all: Vec<Item> = (0..KEYS).map(|key| item(key, key + 1, Kind::Mutation)).collect();
+    let mut versions = Versions::default();
+    for item in &all {
+        versions.take(item, Seqno(0));
+    }
+    while !versions.build_index() {}
+    let (by_seqno, by_key) = (versions.open(Seqno(1), Seqno(0)), versions.open_by_key(1));
+    for key in 0..KEYS {
+        versions.take(&item(key, KEYS + 1 + key, Kind::Mutation), Seqno(key + 1));
+    }
+    let mut stale = versions.stats().stale;
+    assert_eq!(stale, KEYS);
+    let mut calls = 0;
+    while versions.drain_slice() {
+        let left = versions.stats().stale;
+        assert!(stale - left <= SLICE as u64, "{} at once", stale - left);
+        stale = left;
+        calls += 1;
+    }
+    assert!(calls >= 4 && versions.is_empty());
+    let stats = versions.stats();
+    assert_eq!(
+        (stats.stale, stats.stale_value_bytes, stats.stale_meta_bytes, stats.index_bytes),
+        (0, 0, 0, 0)
+    );
+    drop((by_seqno, by_key, versions));
+}

@@ -169,7 +169,7 @@ fn a_range_read_opens_in_the_middle_of_a_purge_and_the_purge_goes_on() {
         assert_eq!(reading.scan.purge_seqno(), purged);
         while store.purge_tombstones(u32::MAX) {}
         assert_eq!(store.purge_seqno(), purged, "it can see all that is left");
-        assert!(!reading.step(500).await);
+        assert!(!reading.step(100).await);
         while store.purge_tombstones(u32::MAX) {}
         let later = store.purge_seqno();
         assert!(later > purged && store.stats().tombstones > 0, "what it has passed went");

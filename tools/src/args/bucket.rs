@@ -15,6 +15,7 @@ Examples:
   ringctl bucket list
   ringctl bucket set sessions max_size=536870912     settings: max_size max_item_size max_ttl
                                                      exp_pager_enabled exp_pager_stime
+                                                     getl_default_timeout getl_max_timeout
   ringctl set k v --bucket sessions                  every command takes --bucket
   ringctl bucket flush sessions                      delete all its documents, keep the bucket
   ringctl bucket delete sessions")]

@@ -10,6 +10,7 @@ mod ping;
 mod range_scan;
 mod stats;
 mod timings;
+mod trace;
 mod user;
 
 use std::io::Read;
@@ -35,6 +36,7 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
         Command::Incr(args) => documents::incr(&global, &args),
         Command::Stats(args) => stats::run(&global, &args),
         Command::Timings(args) => timings::run(&global, &args),
+        Command::Trace(args) => trace::run(&global, &args),
         Command::Bucket(args) => bucket::run(&global, &args),
         Command::User(args) => user::run(&global, &args),
         Command::Load(args) => load::run(&global, &args),

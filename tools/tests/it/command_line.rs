@@ -11,6 +11,7 @@ const COMMANDS: &[&str] = &[
     "incr",
     "stats",
     "timings",
+    "trace",
     "bucket",
     "user",
     "load",
@@ -27,7 +28,8 @@ fn help_succeeds_on_standard_output_and_shows_examples_for_every_command() {
         assert_eq!(help.code, 0, "{command}");
         assert!(help.out.contains("--host"), "{command} takes the general flags");
     }
-    for command in ["get", "set", "incr", "stats", "timings", "bucket", "user", "load", "range-scan"] {
+    for command in ["get", "set", "incr", "stats", "timings", "trace", "bucket", "user", "load", "range-scan"]
+    {
         let help = ringctl(&[command, "--help"]).out;
         assert!(help.contains("Example") && help.contains(&format!("ringctl {command} ")), "{command}");
     }

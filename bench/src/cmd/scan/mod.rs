@@ -19,6 +19,7 @@ use hdrhistogram::Histogram;
 use ringbase::client::Generator;
 
 use super::{fill, restart, scan};
+use crate::cpus;
 use crate::disk::{ProbeFile, sequential_read};
 use crate::error::BenchError;
 use crate::loopback::{self, Ceiling, Frames};
@@ -134,7 +135,7 @@ pub(crate) fn run(args: &ScanArgs) -> Result<(), BenchError> {
         args,
         rounds: args.rounds.unwrap_or(if args.quick { 2 } else { 5 }).max(1),
         probe: ProbeFile::make(&scratch.path().join("probe"), probe_bytes, 16)?,
-        cpus: loopback::cpus()?,
+        cpus: cpus::allowed()?,
         records: key_records(&keys.generator, args.node.vbuckets),
         rows: Vec::new(),
         times: Vec::new(),

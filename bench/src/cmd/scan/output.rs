@@ -154,6 +154,7 @@ fn plots(results: &Results, args: &ScanArgs, summaries: &[Summary], out: &Path) 
     }
     let throughput = Plot {
         title: "Range scan throughput against buffer size",
+        axis: "buffer size",
         unit: "MB/s of records",
         logarithmic: false,
         positions: &positions,
@@ -183,6 +184,7 @@ fn plots(results: &Results, args: &ScanArgs, summaries: &[Summary], out: &Path) 
     ];
     let cycle = Plot {
         title: "Buffer cycle of warm key-only scans against buffer size",
+        axis: "buffer size",
         unit: "microseconds",
         logarithmic: true,
         positions: &positions,

@@ -2,12 +2,14 @@
 //!
 //! Invariants
 //! - A mutation carries its token iff the connection asked for tokens; touching never does.
+//! - A lock's CAS is told to whoever locked the document; other readers are told that it is locked.
 //! - A removal tells the tombstone's CAS only together with a token: clients without tokens expect 0 there.
 //!
 //! Does not know: failures, when the answer is due.
 
 use ringbase_storage::env::Env;
 use ringbase_storage::item::Item;
+use ringbase_storage::types::Cas;
 use ringbase_storage::vbstore::VbStore;
 
 use super::operation::Operation;
@@ -20,6 +22,8 @@ use crate::protocol::{Datatype, Feature};
 pub(super) struct Answer {
     /// What was done.
     pub(super) operation: Operation,
+    /// The CAS to tell: the version's, a lock's, or that the document is locked.
+    pub(super) cas: Cas,
     /// The version read or written.
     pub(super) item: Item,
     /// What else there is to say.
@@ -45,13 +49,14 @@ pub(super) fn encode_document(
     responder: &Responder,
     env: &Env,
     operation: Operation,
+    cas: Cas,
     key: &[u8],
     item: &Item,
     out: &mut Vec<u8>,
 ) {
     let key = if operation == Operation::GetWithKey { key } else { &[] };
     let (flags, datatype) = (item.flags().to_be_bytes(), responder.visible(Datatype(item.datatype())));
-    let response = responder.success(env).cas(item.cas()).datatype(datatype);
+    let response = responder.success(env).cas(cas).datatype(datatype);
     response.extras(&flags).key(key).value(item.value()).encode(out);
 }
 
@@ -72,14 +77,15 @@ impl Answer {
         let meta = &self.item.meta();
         let response = responder.success(env);
         match self.operation {
-            Operation::Get | Operation::GetWithKey | Operation::GetAndTouch => {
-                encode_document(responder, env, self.operation, key, &self.item, out);
+            Operation::Get | Operation::GetWithKey | Operation::GetAndTouch | Operation::GetAndLock => {
+                encode_document(responder, env, self.operation, self.cas, key, &self.item, out);
             }
             Operation::GetMeta => {
                 let (extras, len) = self.meta_extras();
-                response.cas(meta.cas).extras(&extras[..len]).encode(out);
+                response.cas(self.cas).extras(&extras[..len]).encode(out);
             }
-            Operation::Touch => response.cas(meta.cas).encode(out),
+            Operation::Unlock => response.encode(out),
+            Operation::Touch => response.cas(self.cas).encode(out),
             Operation::Store(_) | Operation::Concatenate(_) | Operation::Count(_) | Operation::Remove => {
                 let number = match self.detail {
                     Detail::Number(number) => &number.to_be_bytes()[..],
@@ -87,11 +93,11 @@ impl Answer {
                 };
                 if responder.has(Feature::MutationSeqno) {
                     let token = MutationToken { uuid: store.uuid(), seqno: meta.seqno };
-                    response.cas(meta.cas).extras(&token.encode()).value(number).encode(out);
+                    response.cas(self.cas).extras(&token.encode()).value(number).encode(out);
                 } else if self.operation == Operation::Remove {
                     response.encode(out);
                 } else {
-                    response.cas(meta.cas).value(number).encode(out);
+                    response.cas(self.cas).value(number).encode(out);
                 }
             }
             Operation::ObserveSeqno | Operation::FailoverLog => unreachable!("it has no document"),

@@ -18,6 +18,8 @@ mod operation;
 mod wait;
 
 #[cfg(test)]
+mod locked;
+#[cfg(test)]
 mod model;
 #[cfg(test)]
 mod tests;

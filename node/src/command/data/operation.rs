@@ -28,6 +28,10 @@ pub(in crate::command) enum Operation {
     GetMeta,
     /// Set the expiry and give the value.
     GetAndTouch,
+    /// Lock for a while and give the value.
+    GetAndLock,
+    /// End a lock.
+    Unlock,
     /// Set the expiry.
     Touch,
     /// Store a value.
@@ -62,6 +66,8 @@ impl Operation {
             Opcode::PREPEND | Opcode::PREPEND_Q => Operation::Concatenate(End::Prepend),
             Opcode::TOUCH => Operation::Touch,
             Opcode::GAT | Opcode::GAT_Q => Operation::GetAndTouch,
+            Opcode::GET_LOCKED => Operation::GetAndLock,
+            Opcode::UNLOCK_KEY => Operation::Unlock,
             Opcode::GET_META | Opcode::GETQ_META => Operation::GetMeta,
             Opcode::OBSERVE_SEQNO => Operation::ObserveSeqno,
             Opcode::GET_FAILOVER_LOG | Opcode::DCP_GET_FAILOVER_LOG => Operation::FailoverLog,
@@ -79,6 +85,8 @@ impl Operation {
             | Operation::ObserveSeqno
             | Operation::FailoverLog => Role::ReadOnly,
             Operation::GetAndTouch
+            | Operation::GetAndLock
+            | Operation::Unlock
             | Operation::Touch
             | Operation::Store(_)
             | Operation::Concatenate(_)
@@ -102,6 +110,8 @@ enum Action<'a> {
     Read,
     ReadMeta { with_datatype: bool },
     Touch { expiry: u32 },
+    Lock { seconds: u32 },
+    Unlock,
     Store { mode: StoreMode, body: Body<'a>, keep_expiry: bool },
     Concatenate { end: End, added: &'a [u8] },
     Count(Step),
@@ -131,6 +141,11 @@ pub(super) fn prepare<'a>(
             let expiry = absolute(decode_u32(extras).map_err(status)?)?;
             Action::Touch { expiry }
         }
+        Operation::GetAndLock => {
+            let asked = if extras.is_empty() { 0 } else { decode_u32(extras).map_err(status)? };
+            Action::Lock { seconds: bucket.settings().lock_seconds(asked) }
+        }
+        Operation::Unlock => Action::Unlock,
         Operation::Store(mode) => {
             let StoreExtras { flags, expiry } = StoreExtras::decode(extras).map_err(status)?;
             if value.len() > bucket.settings().item_bytes_max {
@@ -180,24 +195,36 @@ pub(super) fn perform(
         Action::ReadMeta { with_datatype } => {
             count(&tally.ep_num_ops_get_meta);
             let Found::Version(item) = found else { return Err(Status::KEY_ENOENT) };
-            let detail = Detail::Meta { deleted: document.live().is_none(), with_datatype };
-            return Ok(Answer { operation, item: item.clone(), detail });
+            let live = document.live();
+            let detail = Detail::Meta { deleted: live.is_none(), with_datatype };
+            let cas = live.map_or(item.cas(), |item| document.shown_cas(item));
+            return Ok(Answer { operation, cas, item: item.clone(), detail });
         }
+        Action::Lock { seconds } => {
+            let (item, cas) = document.lock(seconds).map_err(status_of)?;
+            count(&tally.vb_active_ops_get);
+            return Ok(Answer { operation, cas, item: item.clone(), detail: Detail::None });
+        }
+        Action::Unlock => document.unlock(cas).cloned(),
         Action::Touch { expiry } => document.touch(expiry),
         Action::Store { mode, body, keep_expiry } => document.store(mode, cas, body, keep_expiry),
         Action::Concatenate { end, added } => document.concatenate(end, cas, added),
         Action::Count(step) => {
             let (item, number) = document.count(step).map_err(status_of)?;
-            return Ok(Answer { operation, item, detail: Detail::Number(number) });
+            return Ok(Answer { operation, cas: item.cas(), item, detail: Detail::Number(number) });
         }
         Action::Remove => document.remove(cas),
     };
     if operation == Operation::GetAndTouch {
         count(&tally.cmd_get);
-        count(if done.is_ok() { &tally.get_hits } else { &tally.get_misses });
+        match done {
+            Err(Failure::Absent) => count(&tally.get_misses),
+            Ok(_) => count(&tally.get_hits),
+            Err(_) => {}
+        }
     }
     let item = done.map_err(status_of)?;
-    Ok(Answer { operation, item, detail: Detail::None })
+    Ok(Answer { operation, cas: item.cas(), item, detail: Detail::None })
 }
 
 #[inline]
@@ -210,7 +237,7 @@ fn read(document: &Document<'_>, operation: Operation) -> Result<Answer, Status>
     };
     count(&tally.get_hits);
     count(&tally.vb_active_ops_get);
-    Ok(Answer { operation, item: item.clone(), detail: Detail::None })
+    Ok(Answer { operation, cas: document.shown_cas(item), item: item.clone(), detail: Detail::None })
 }
 
 /// The status that tells a client about a failure.
@@ -219,6 +246,9 @@ fn status_of(failure: Failure) -> Status {
         Failure::Absent => Status::KEY_ENOENT,
         Failure::Exists => Status::KEY_EEXISTS,
         Failure::NotStored => Status::NOT_STORED,
+        Failure::Locked => Status::LOCKED,
+        Failure::NotLocked => Status::NOT_LOCKED,
+        Failure::CannotLock(_) => Status::ETMPFAIL,
         Failure::NotACounter => Status::DELTA_BADVAL,
         Failure::TooLong { .. } | Failure::Write(WriteError::TooLong { .. }) => Status::E2BIG,
         Failure::Write(WriteError::Busy { .. } | WriteError::NoRoom | WriteError::Gone) => Status::ETMPFAIL,

@@ -77,6 +77,8 @@ fn general(engine: &Engine, query: &StatQuery, part: &mut StatPart) {
     part.text("ep_max_ttl", settings.ttl_seconds_max);
     part.text("ep_exp_pager_enabled", settings.pager_enabled);
     part.text("ep_exp_pager_stime", settings.pager_seconds);
+    part.text("ep_getl_default_timeout", settings.lock_seconds_default);
+    part.text("ep_getl_max_timeout", settings.lock_seconds_max);
     part.max("ep_num_expiry_pager_runs", bucket.context.pager_runs.get());
     for store in bucket.vbuckets() {
         let stats = store.stats();

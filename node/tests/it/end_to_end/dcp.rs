@@ -394,7 +394,7 @@ fn commands_out_of_place_are_refused_and_a_name_belongs_to_the_newest_connection
         let quiet = DcpOptions { noop_interval: None, ..DcpOptions::named("collections") };
         let mut client = DcpClient::open(connection, &quiet).unwrap();
         let to_latest = StreamRequest { flags: StreamFlags::TO_LATEST, ..StreamRequest::FROM_NOTHING };
-        let mut ask = |client: &mut DcpClient, filter: &str| {
+        let ask = |client: &mut DcpClient, filter: &str| {
             let mut status = None;
             let request = Request::new(Opcode::DCP_STREAM_REQ).vbucket(vb).value(filter.as_bytes());
             let asked = client.call(request.extras(&to_latest.extras()), |_| ());

@@ -44,7 +44,6 @@ struct Outgoing {
     is_ended: bool,
     /// Whether it is among those with something to send.
     is_ready: bool,
-    sent_bytes: u64,
 }
 
 /// See the module.
@@ -131,12 +130,6 @@ impl Producer {
         self.keys.get(&number).map(|key| key.vb)
     }
 
-    /// Bytes that left of the stream with this number.
-    #[must_use]
-    pub fn sent_of(&self, number: StreamNumber) -> Option<u64> {
-        self.streams.get(self.keys.get(&number)?).map(|stream| stream.sent_bytes)
-    }
-
     /// Bytes that wait to be sent.
     #[must_use]
     pub fn queued_bytes(&self) -> usize {
@@ -178,7 +171,7 @@ impl Producer {
     /// Takes note of a stream that was asked for; until it begins nothing is sent of it.
     pub fn add_stream(&mut self, key: StreamKey, number: StreamNumber, opaque: u32) {
         let (queue, is_ended, is_ready) = (VecDeque::new(), false, false);
-        self.streams.insert(key, Outgoing { number, opaque, queue, is_ended, is_ready, sent_bytes: 0 });
+        self.streams.insert(key, Outgoing { number, opaque, queue, is_ended, is_ready });
         self.keys.insert(number, key);
     }
 
@@ -255,7 +248,6 @@ impl Producer {
         let bytes = first.split_to(len);
         self.window.sent(len);
         self.sent_bytes += len as u64;
-        stream.sent_bytes += len as u64;
         if first.is_empty() {
             stream.queue.pop_front();
         }

@@ -34,7 +34,7 @@ use super::filter::CollectionFilter;
 use super::piece::{Content, PieceSink, StreamNumber, StreamPiece, StreamSpec};
 use super::settings::MarkerForm;
 use super::stream_state::StreamState;
-use super::streams::{ConnectionTurns, Core, StreamView, count};
+use super::streams::{ConnectionTurns, Core};
 use super::turns::Turn;
 use crate::protocol::CollectionId;
 use crate::protocol::dcp::signal::{encode_seqno_advanced, encode_stream_end};
@@ -165,21 +165,6 @@ impl Stream {
 
     pub(super) fn bucket(&self) -> BucketId {
         self.spec.bucket
-    }
-
-    pub(super) fn view(&self) -> StreamView {
-        StreamView {
-            number: self.spec.number,
-            connection: self.spec.connection,
-            bucket: self.spec.bucket,
-            vb: self.spec.envelope.vbucket,
-            opaque: self.spec.envelope.opaque,
-            state: self.state.get(),
-            start: self.spec.request.start,
-            end: self.end.get(),
-            position: self.position.get(),
-            high_seqno: self.store.high_seqno(),
-        }
     }
 
     /// A piece was sent.
@@ -328,7 +313,6 @@ impl Stream {
                     return self.done(filling);
                 }
                 Progress::Behind => {
-                    count(&self.core.counters.fell_behind);
                     self.hand_over(filling);
                     return Ok(());
                 }
@@ -349,7 +333,6 @@ impl Stream {
         let mut filling = self.fill_next(|| {}).await?;
         let opened = SeqnoScan::open(&self.store, self.position.get().next()).await;
         let mut scan = opened.map_err(|error| self.unreadable(&error))?;
-        count(&self.core.counters.backfills);
         if self.misses_tombstones(scan.purge_seqno()) {
             return Err(End::with(StreamEndStatus::Rollback));
         }
@@ -515,7 +498,6 @@ impl Stream {
     }
 
     fn failed(&self, error: &(dyn std::error::Error + 'static)) -> End {
-        count(&self.core.counters.backfill_failures);
         let (vb, position) = (self.spec.envelope.vbucket.0, self.position.get().0);
         tracing::error!(vb, position, error, "stream cannot read its data");
         End::with(StreamEndStatus::BackfillFail)

@@ -13,12 +13,12 @@
 //! Cost: a task a stream; nothing while it is up to date.
 //! Does not know: sockets, requests' frames, where connections are.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 use std::rc::{Rc, Weak};
 
 use ringbase_storage::env::Env;
-use ringbase_storage::types::{BucketId, Seqno};
+use ringbase_storage::types::BucketId;
 use ringbase_storage::vbstore::VbStore;
 
 use super::piece::{PieceSink, SentPiece, StreamAnswer, StreamNumber, StreamSpec};
@@ -48,26 +48,10 @@ impl ConnectionTurns {
     }
 }
 
-/// What the streams of a core have done.
-#[derive(Debug, Default)]
-pub struct StreamCounters {
-    /// Backfills that were opened.
-    pub backfills: Cell<u64>,
-    /// Backfills that could not be read.
-    pub backfill_failures: Cell<u64>,
-    /// Times a stream from memory had to go back to the disk.
-    pub fell_behind: Cell<u64>,
-}
-
-pub(super) fn count(counter: &Cell<u64>) {
-    counter.set(counter.get() + 1);
-}
-
 /// What the streams of a core share.
 pub(super) struct Core {
     pub(super) env: Env,
     pub(super) pool: BufferPool,
-    pub(super) counters: StreamCounters,
     streams: RefCell<BTreeMap<StreamNumber, Rc<Stream>>>,
     turns: RefCell<HashMap<ConnectionId, Weak<ConnectionTurns>, ahash::RandomState>>,
 }
@@ -82,13 +66,8 @@ impl Streams {
     /// No streams yet.
     #[must_use]
     pub fn new(env: Env) -> Streams {
-        let core = Core {
-            env,
-            pool: BufferPool::default(),
-            counters: StreamCounters::default(),
-            streams: RefCell::default(),
-            turns: RefCell::default(),
-        };
+        let core =
+            Core { env, pool: BufferPool::default(), streams: RefCell::default(), turns: RefCell::default() };
         Streams { core: Rc::new(core) }
     }
 
@@ -157,38 +136,6 @@ impl Streams {
         }
     }
 
-    /// Streams that live.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.core.streams.borrow().len()
-    }
-
-    /// Whether there are none.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// What they have done.
-    #[must_use]
-    pub fn counters(&self) -> &StreamCounters {
-        &self.core.counters
-    }
-
-    /// Bytes of the buffers that are filled or under way.
-    #[must_use]
-    pub fn buffer_bytes(&self) -> usize {
-        self.core.pool.account().held()
-    }
-
-    /// Shows every stream: its connection, vbucket and state, the last seqno it handed over, and how many seqnos its vbucket has behind
-    /// that.
-    pub fn visit(&self, mut visit: impl FnMut(&StreamView)) {
-        for stream in self.core.streams.borrow().values() {
-            visit(&stream.view());
-        }
-    }
-
     fn take(&self, wanted: impl Fn(&Stream) -> bool) -> Vec<Rc<Stream>> {
         let mut streams = self.core.streams.borrow_mut();
         let taken: Vec<Rc<Stream>> = streams.values().filter(|stream| wanted(stream)).cloned().collect();
@@ -215,29 +162,4 @@ impl Core {
     pub(super) fn forget(&self, number: StreamNumber) -> bool {
         self.streams.borrow_mut().remove(&number).is_some()
     }
-}
-
-/// A stream as statistics show it.
-#[derive(Debug, Clone, Copy)]
-pub struct StreamView {
-    /// Its number.
-    pub number: StreamNumber,
-    /// Whose it is.
-    pub connection: ConnectionId,
-    /// Its bucket.
-    pub bucket: BucketId,
-    /// Its vbucket.
-    pub vb: ringbase_storage::types::VbId,
-    /// Its opaque.
-    pub opaque: u32,
-    /// Where it stands.
-    pub state: super::stream_state::StreamState,
-    /// Where it began.
-    pub start: Seqno,
-    /// Where it ends.
-    pub end: Seqno,
-    /// The last seqno that was handed over.
-    pub position: Seqno,
-    /// The greatest seqno of the vbucket.
-    pub high_seqno: Seqno,
 }

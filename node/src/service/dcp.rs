@@ -1,7 +1,7 @@
 //! DCP connections: their commands, and the way of a stream's pieces from the vbucket's core to the socket.
 //!
-//! A connection becomes a producer with DCP_OPEN. Two tasks are its own: one sends what its streams have and its client's window allows, one asks from time to
-//! time whether the client is still there.
+//! A connection becomes a producer with DCP_OPEN. Two tasks are its own: one sends what its streams have and its client's
+//! window allows, one asks from time to time whether the client is still there.
 //!
 //! Invariants
 //! - The answer to a stream request is written before any message of the stream.

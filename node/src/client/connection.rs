@@ -93,6 +93,11 @@ pub(super) struct Tag {
 }
 
 impl Tag {
+    /// What was asked.
+    pub(super) fn opcode(self) -> Opcode {
+        self.opcode
+    }
+
     /// Whether a frame with this header answers the request.
     pub(super) fn is_answered_by(self, header: &Header) -> bool {
         matches!(header.magic, Magic::ClientResponse | Magic::AltClientResponse)
@@ -309,7 +314,7 @@ impl Connection {
     }
 
     /// Reads until a whole frame is there; returns its size and its magic.
-    fn await_frame(&mut self, opcode: Opcode) -> Result<(usize, Magic), ClientError> {
+    pub(super) fn await_frame(&mut self, opcode: Opcode) -> Result<(usize, Magic), ClientError> {
         loop {
             let needed = match decode_frame(self.receive.unparsed(), FrameLimits::AUTHENTICATED) {
                 Ok(Decoded::Frame(frame)) => return Ok((frame.frame_bytes(), frame.header.magic)),
@@ -360,7 +365,7 @@ impl Connection {
 }
 
 /// The frame that is known to be complete.
-fn whole_frame<'a>(bytes: &'a [u8], address: &str) -> Result<Frame<'a>, ClientError> {
+pub(super) fn whole_frame<'a>(bytes: &'a [u8], address: &str) -> Result<Frame<'a>, ClientError> {
     match decode_frame(bytes, FrameLimits::AUTHENTICATED) {
         Ok(Decoded::Frame(frame)) => Ok(frame),
         Ok(Decoded::Incomplete { .. }) => unreachable!("await_frame found this frame complete"),

@@ -1,7 +1,9 @@
 //! The blocking client: what tools, benchmarks and the demo talk to a node with.
 //!
-//! Bottom up: [`error`], the receive buffer, [`connection`] (one thing at a time), [`operations`], [`buckets`], [`pipeline`] (many things at a time), [`records`] and [`scan`] (range scans), [`scan_queue`] (one
-//! after the other without a pause), [`mod@scan_all`] (all vbuckets over several connections), [`source`] and [`mod@load`] (documents from files into a node).
+//! Bottom up: [`error`], the receive buffer, [`connection`] (one thing at a time), [`operations`], [`buckets`], [`pipeline`] (many
+//! things at a time), [`records`] and [`scan`] (range scans), [`scan_queue`] (one
+//! after the other without a pause), [`mod@scan_all`] (all vbuckets over several connections), [`dcp`] (streams), [`source`] and
+//! [`mod@load`] (documents from files into a node).
 //!
 //! Invariants
 //! - Of this crate only `protocol` and `auth::client` are used: what works with this client works over the wire.
@@ -28,6 +30,8 @@ pub mod scan_queue;
 
 pub mod scan_all;
 
+pub mod dcp;
+
 pub mod generate;
 mod lines;
 pub mod source;
@@ -36,6 +40,7 @@ pub mod load;
 
 pub use buckets::NO_BUCKET;
 pub use connection::{ConnectOptions, Connection, Credentials, DEFAULT_ADDRESS, DEFAULT_BUCKET};
+pub use dcp::{DcpClient, DcpOptions};
 pub use error::ClientError;
 pub use generate::Generator;
 pub use load::{LoadError, LoadOptions, LoadProgress, LoadReport, load};

@@ -34,6 +34,8 @@ pub enum Next<'a> {
     Vbucket(Request<'a>),
     /// A range scan command, for the core that owns its vbucket.
     RangeScan(Request<'a>),
+    /// A DCP command.
+    Dcp(Request<'a>),
     /// Statistics: gather from every core, then [`StatJob::answer`].
     Stat(StatJob),
     /// A parameter changes on every core.
@@ -67,6 +69,8 @@ enum Home {
     Vbucket(Role),
     /// There too, by the range scans.
     RangeScan,
+    /// On the connection's core, which asks that of the vbucket for a stream.
+    Dcp,
     /// On all cores.
     Stat,
     /// On all cores, by an administrator.
@@ -87,6 +91,13 @@ const fn home_of(opcode: Opcode) -> Home {
         Opcode::RANGE_SCAN_CREATE | Opcode::RANGE_SCAN_CONTINUE | Opcode::RANGE_SCAN_CANCEL => {
             Home::RangeScan
         }
+        Opcode::DCP_OPEN
+        | Opcode::DCP_CONTROL
+        | Opcode::DCP_STREAM_REQ
+        | Opcode::DCP_ADD_STREAM
+        | Opcode::DCP_CLOSE_STREAM
+        | Opcode::DCP_BUFFER_ACKNOWLEDGEMENT
+        | Opcode::DCP_NOOP => Home::Dcp,
         Opcode::STAT => Home::Stat,
         Opcode::SET_PARAM => Home::SetParam,
         Opcode::CREATE_BUCKET | Opcode::DELETE_BUCKET => Home::Bucket,
@@ -118,9 +129,16 @@ pub fn must_run_alone(opcode: Opcode) -> bool {
     match home_of(opcode) {
         Home::Vbucket(_) => matches!(opcode, Opcode::OBSERVE_SEQNO),
         Home::RangeScan => opcode == Opcode::RANGE_SCAN_CREATE,
+        // The answer to a stream request comes before the stream's messages, which no request waits for.
+        Home::Dcp => matches!(opcode, Opcode::DCP_STREAM_REQ | Opcode::DCP_CLOSE_STREAM),
         Home::Stat | Home::SetParam | Home::Bucket => true,
         Home::Connection | Home::Ioctl | Home::Nowhere => false,
     }
+}
+
+/// Whether a DCP connection no longer takes it.
+fn is_before_dcp(opcode: Opcode) -> bool {
+    matches!(opcode, Opcode::SASL_LIST_MECHS | Opcode::SASL_AUTH | Opcode::SASL_STEP | Opcode::SELECT_BUCKET)
 }
 
 impl Session {
@@ -149,8 +167,12 @@ impl Session {
         };
         let home = home_of(request.opcode());
         let allowed = match home {
+            Home::Vbucket(_) if request.opcode() == Opcode::DCP_GET_FAILOVER_LOG && !self.is_dcp() => {
+                Err(responder.fail(&self.shared.env, Status::EINVAL, out))
+            }
             Home::Vbucket(role) => self.check_document(&request, &responder, role, out),
             Home::RangeScan => self.check_document(&request, &responder, Role::ReadOnly, out),
+            Home::Dcp => self.check_dcp(&request, &responder, out),
             Home::Connection | Home::Stat | Home::SetParam | Home::Bucket | Home::Ioctl | Home::Nowhere => {
                 Ok(())
             }
@@ -158,6 +180,7 @@ impl Session {
         let handled = match (allowed, home) {
             (Ok(()), Home::Vbucket(_)) => return Next::Vbucket(request),
             (Ok(()), Home::RangeScan) => return Next::RangeScan(request),
+            (Ok(()), Home::Dcp) => return Next::Dcp(request),
             (Err(outcome), _) => outcome,
             (Ok(()), Home::Stat) => match stat::begin(self, &request, &responder, out) {
                 Ok(job) => return Next::Stat(job),
@@ -181,7 +204,13 @@ impl Session {
                     connection::quit(self, &responder, out);
                     return Next::Close(Closing::Quit);
                 }
-                self.run(&request, &responder, out)
+                if self.is_dcp() && is_before_dcp(request.opcode()) {
+                    let context = "A DCP connection keeps its user and its bucket";
+                    responder.refuse(&self.shared.env, Refusal::new(Status::NOT_SUPPORTED, context), out);
+                    Outcome::Done
+                } else {
+                    self.run(&request, &responder, out)
+                }
             }
             (Ok(()), Home::Nowhere) => {
                 let context = "The command is known, but this node does not execute it";
@@ -192,6 +221,24 @@ impl Session {
         match handled {
             Outcome::Done | Outcome::Deferred => Next::Done,
             Outcome::Close => Next::Close(Closing::Untellable),
+        }
+    }
+
+    /// What must hold of a DCP command, beside its form. Only a stream request is about a vbucket; the others may name any.
+    fn check_dcp(
+        &mut self,
+        request: &Request<'_>,
+        responder: &Responder,
+        out: &mut Vec<u8>,
+    ) -> Result<(), Outcome> {
+        let view = self.view();
+        match request.opcode() {
+            Opcode::DCP_STREAM_REQ => self.check_document(request, responder, Role::ReadOnly, out),
+            _ if view.role.is_none() => Err(responder.fail(&self.shared.env, Status::EACCESS, out)),
+            Opcode::DCP_OPEN if view.bucket.is_none() => {
+                Err(responder.fail(&self.shared.env, Status::NO_BUCKET, out))
+            }
+            _ => Ok(()),
         }
     }
 

@@ -20,7 +20,7 @@ const EPOCH_UID: u64 = 0;
 
 /// The failure of a look-up in the manifest.
 #[cold]
-pub(super) fn unknown(env: &Env, responder: &Responder, status: Status, out: &mut Vec<u8>) -> Outcome {
+pub(crate) fn unknown(env: &Env, responder: &Responder, status: Status, out: &mut Vec<u8>) -> Outcome {
     let context = ErrorContext { manifest_uid: Some(EPOCH_UID), ..ErrorContext::default() };
     responder.fail_with(env, status, &context, out)
 }

@@ -40,6 +40,7 @@ mod tests;
 pub use accept::{Closing, Next, must_run_alone};
 pub use bucket::BucketJob;
 pub use catalog::{Catalog, CatalogBucket, CatalogOptions};
+pub(crate) use collections::unknown as unknown_collection;
 pub use data::{Outcome, Reply, execute, look};
 pub use ioctl::{CHUNK_BYTES, TraceDumpJob};
 pub use param::ParamChange;

@@ -57,6 +57,12 @@ impl Responder {
         self.opaque
     }
 
+    /// When the request was received.
+    #[must_use]
+    pub fn received_ns(&self) -> u64 {
+        self.received_ns
+    }
+
     /// The framing extras of an answer that is made now.
     #[must_use]
     #[inline]

@@ -333,6 +333,7 @@ impl Rig {
                 outcome = execute(&self.engine, &self.session.view(), &request, &mut out, &mut defer);
             }
             Next::RangeScan(_) => panic!("no range scans here"),
+            Next::Dcp(_) => panic!("no streams here"),
             Next::Bucket(_) => panic!("no change of buckets here"),
             Next::TraceDump(_) => panic!("no trace here"),
             Next::SetParam(change) => change.responder.success(&self.sim.env()).encode(&mut out),

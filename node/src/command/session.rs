@@ -24,7 +24,7 @@ use crate::bucket::BucketSet;
 use crate::protocol::extras::ConfigVersion;
 use crate::protocol::frame::FrameLimits;
 use crate::protocol::hello::Agent;
-use crate::protocol::{ConnectionState, Features};
+use crate::protocol::{ConnectionState, Feature, Features};
 pub use crate::range_scan::ConnectionId;
 
 /// What travels of a session with each request.
@@ -84,6 +84,7 @@ pub struct Session {
     followed: u64,
     map_version: ConfigVersion,
     is_emptying: bool,
+    is_dcp: bool,
 }
 
 /// What the sessions of a core share.
@@ -142,6 +143,7 @@ impl Session {
             followed: shared.changes.get(),
             map_version: catalog.map_version(),
             is_emptying: false,
+            is_dcp: false,
             shared,
             id,
             identity,
@@ -208,6 +210,18 @@ impl Session {
     #[must_use]
     pub fn identity(&self) -> Option<&Identity> {
         self.identity.as_ref()
+    }
+
+    /// It has become a DCP connection: it stays with its user and its bucket, and datatypes tell of JSON.
+    pub fn begin_dcp(&mut self) {
+        self.is_dcp = true;
+        self.features = self.features.with(Feature::Json);
+    }
+
+    /// Whether it is a DCP connection.
+    #[must_use]
+    pub(super) fn is_dcp(&self) -> bool {
+        self.is_dcp
     }
 
     /// What its client calls itself.

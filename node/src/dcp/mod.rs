@@ -1,8 +1,12 @@
-//! The decisions of DCP: where a client must go back to, what a stream carries, when a connection must wait.
+//! DCP: where a client must go back to, what a stream carries, how it is read, when a connection must wait.
 //!
-//! Pure so far: time, history and bytes come in as arguments, decisions come out. [`settings`] is what a connection
+//! Bottom up, first what is pure: time, history and bytes come in as arguments, decisions come out. [`settings`] is what a connection
 //! was told by DCP_OPEN and DCP_CONTROL; [`request`], [`rollback`] and [`failover`] answer a stream request;
 //! [`filter`] and [`stream_state`] belong to one stream; [`flow_control`] and [`noop`] to one connection.
+//!
+//! On top of them the two ends of a stream: [`streams`] and `stream` read a vbucket on its core into pieces ([`piece`]), [`producer`]
+//! is the connection, which
+//! decides on its own core which bytes leave next.
 //!
 //! Invariants
 //! - No client keeps what the server's history cannot have ([`rollback::decide`]).
@@ -10,7 +14,7 @@
 //!
 //! Cost: nothing here allocates per message.
 //!
-//! Does not know: sockets, tasks, storage's reads, the wire form (`protocol::dcp`).
+//! Does not know: sockets, mailboxes, which core hosts what, the wire form (`protocol::dcp`).
 
 pub mod failover;
 pub mod filter;
@@ -21,3 +25,12 @@ pub mod settings;
 pub mod stream_state;
 
 pub mod request;
+
+mod turns;
+
+pub mod piece;
+
+mod stream;
+pub mod streams;
+
+pub mod producer;

@@ -18,8 +18,10 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::task::Poll;
 
+use bytes::Bytes;
+
 use super::limits::{Admitted, NetSettings, NetStats, count};
-use super::output::{Output, Spare};
+use super::output::{Output, Pushed, Spare};
 use crate::core::CoreId;
 use crate::core::event::{Event, Waiters};
 use crate::core::socket::{SLICES_MAX, Socket};
@@ -70,6 +72,12 @@ pub enum CloseCause {
     /// Not authenticated in time.
     #[error("not authenticated in time")]
     HandshakeTimeout,
+    /// A newer DCP connection has its name.
+    #[error("another connection has taken its name")]
+    Replaced,
+    /// Nothing was heard of the peer for too long.
+    #[error("the peer was silent for too long")]
+    Silent,
     /// What was owed could not be sent in time after the end.
     #[error("the peer did not take the last bytes in time")]
     FlushTimeout,
@@ -229,6 +237,25 @@ impl Connection {
     pub fn send_unasked(&self, encode: impl FnOnce(&mut Vec<u8>)) {
         self.output().write_unasked(encode);
         self.wake_writer();
+    }
+
+    /// Sends whole frames that answer nothing, without copying them. The result resolves when the kernel has taken them all; keep at
+    /// most two unresolved.
+    pub fn push_unasked(&self, bytes: Bytes) -> Pushed {
+        let pushed = self.output().push_unasked(bytes);
+        self.wake_writer();
+        pushed
+    }
+
+    /// From now on the connection counts as gone as soon as the peer closes its side, as if an answer were being streamed.
+    pub fn ends_with_input(&self) {
+        self.stream_opened();
+    }
+
+    /// Whether requests are still executed: nothing that answers none should be sent otherwise.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.life.get() == Life::Open
     }
 
     /// Executes no further request, sends what is owed, closes.

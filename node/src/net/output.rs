@@ -204,6 +204,19 @@ impl Output {
         }
     }
 
+    /// Sends a whole buffer between two replies; the result tells when it has left.
+    pub(super) fn push_unasked(&mut self, bytes: Bytes) -> Pushed {
+        let fate = Rc::new(Fate::default());
+        let pushed = Pushed { fate: Rc::clone(&fate) };
+        if self.dead || bytes.is_empty() {
+            fate.decide(if self.dead { Err(Disconnected) } else { Ok(bytes) });
+        } else {
+            self.unsent_bytes += bytes.len();
+            self.ready.push_back(Piece::Pushed { bytes, fate });
+        }
+        pushed
+    }
+
     fn gather(&mut self, encode: impl FnOnce(&mut Vec<u8>)) -> usize {
         if !matches!(self.ready.back(), Some(Piece::Gathered(bytes)) if bytes.len() < GATHER_BYTES_MAX) {
             self.ready.push_back(Piece::Gathered(self.spare.take()));

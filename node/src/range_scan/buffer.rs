@@ -1,4 +1,5 @@
-//! Buffers of records: filled by the vbucket's core, sent by the connection's core, brought back for the next fill.
+//! Buffers of records, of range scans and of DCP streams: filled by the vbucket's core, sent by the connection's core, brought back for
+//! the next fill.
 //!
 //! A buffer leaves room in front of its records, so that the connection writes the response's head there and sends both as one piece.
 //!
@@ -92,12 +93,12 @@ impl ScanBuffer {
     }
 
     /// Where records are appended.
-    pub(super) fn vec(&mut self) -> &mut Vec<u8> {
+    pub(crate) fn vec(&mut self) -> &mut Vec<u8> {
         &mut self.bytes
     }
 
     /// Counts what the buffer has grown by.
-    pub(super) fn recount(&mut self) {
+    pub(crate) fn recount(&mut self) {
         let capacity = self.bytes.capacity();
         if capacity > self.counted {
             self.account.add(capacity - self.counted);
@@ -116,7 +117,7 @@ impl Drop for ScanBuffer {
 
 /// The buffers of one core.
 #[derive(Debug, Default)]
-pub(super) struct BufferPool {
+pub(crate) struct BufferPool {
     account: Arc<BufferBytes>,
     spare: RefCell<Spare>,
 }
@@ -128,7 +129,7 @@ struct Spare {
 }
 
 impl BufferPool {
-    pub(super) fn account(&self) -> &Arc<BufferBytes> {
+    pub(crate) fn account(&self) -> &Arc<BufferBytes> {
         &self.account
     }
 
@@ -136,7 +137,7 @@ impl BufferPool {
     ///
     /// # Errors
     /// There is no memory for it.
-    pub(super) fn take(&self, record_bytes: usize) -> Result<(ScanBuffer, bool), TryReserveError> {
+    pub(crate) fn take(&self, record_bytes: usize) -> Result<(ScanBuffer, bool), TryReserveError> {
         let capacity = HEAD_ROOM.saturating_add(record_bytes);
         let reused = self.spare.borrow_mut().take(capacity);
         let is_reused = reused.is_some();
@@ -152,7 +153,7 @@ impl BufferPool {
     }
 
     /// Sets a buffer aside.
-    pub(super) fn give(&self, mut buffer: ScanBuffer) {
+    pub(crate) fn give(&self, mut buffer: ScanBuffer) {
         let mut bytes = std::mem::take(&mut buffer.bytes);
         drop(buffer);
         bytes.clear();

@@ -34,6 +34,7 @@ mod create;
 mod reading;
 mod stats;
 
+pub(crate) use buffer::BufferPool;
 pub use buffer::{BufferBytes, HEAD_ROOM, SPARE_BYTES_MAX, ScanBuffer};
 pub use frame::{FrameSink, ScanFrame, SentFrame};
 pub use metrics::ScanMetrics;

@@ -124,6 +124,7 @@ impl CoreService {
             Step::Withdraw { bucket, set } => {
                 self.shared.set_buckets(set.clone());
                 self.scans.bucket_deleted(*bucket);
+                self.streams.bucket_deleted(*bucket);
                 self.engine.withdraw(*bucket).await;
                 Ok(())
             }

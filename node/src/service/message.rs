@@ -2,15 +2,29 @@
 //!
 //! Does not know: how a message is handled.
 
+use std::time::Duration;
+
+use ringbase_storage::types::BucketId;
+
 use crate::bucket::{BucketChange, ChangeError, Step};
 use crate::command::{SessionView, StatPart, StatQuery};
 use crate::core::mailbox;
+use crate::dcp::piece::{SentPiece, StreamAnswer, StreamNumber, StreamPiece, StreamSpec};
 use crate::net::ConnId;
 use crate::range_scan::{ScanFrame, SentFrame};
 
 /// Names a request that waits for another core, on the core that asked. Never used twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Token(pub(super) u64);
+
+/// What tells DCP connections of one name apart.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct ProducerName {
+    pub(super) name: Vec<u8>,
+    pub(super) bucket: BucketId,
+    pub(super) opened: Duration,
+    pub(super) connection: ConnId,
+}
 
 /// See the module.
 pub(super) enum Message {
@@ -24,7 +38,19 @@ pub(super) enum Message {
     ScanFrame { token: Token, frame: ScanFrame },
     /// A frame's buffer has been taken by the kernel.
     ScanFrameSent { sent: SentFrame },
-    /// A connection that has used range scans is gone.
+    /// A stream is asked for.
+    Stream { token: Token, spec: Box<StreamSpec> },
+    /// Whether it begins.
+    StreamAnswer { token: Token, answer: StreamAnswer },
+    /// Some messages of a stream.
+    StreamPiece { piece: StreamPiece },
+    /// A piece's buffer has been taken by the kernel.
+    StreamPieceSent { sent: SentPiece },
+    /// A stream was closed by its connection.
+    StreamClosed { number: StreamNumber },
+    /// A DCP connection was opened: older ones of its name go.
+    ProducerOpened { producer: ProducerName },
+    /// A connection that has used range scans or streams is gone.
     ConnectionGone { connection: ConnId },
     /// Statistics are wanted.
     Stat { token: Token, query: StatQuery },
@@ -48,9 +74,14 @@ impl mailbox::Message for Message {
             Message::Request { frame, .. } | Message::Answer { frame, .. } => frame.len() + 64,
             Message::ScanFrame { frame, .. } => frame.records().len() + 64,
             Message::StatPart { .. } | Message::Step { .. } => 4096,
+            Message::StreamPiece { piece } => piece.content.messages().len() + 64,
+            Message::Stream { .. } | Message::StreamAnswer { .. } => 1024,
+            Message::ProducerOpened { producer } => producer.name.len() + 64,
             Message::SetParam { name, value } => name.len() + value.len() + 64,
             Message::CloseConnection { .. }
             | Message::ScanFrameSent { .. }
+            | Message::StreamPieceSent { .. }
+            | Message::StreamClosed { .. }
             | Message::ConnectionGone { .. }
             | Message::Bucket { .. }
             | Message::BucketDone { .. }

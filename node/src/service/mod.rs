@@ -1,18 +1,22 @@
 //! The service of a core: where requests, vbuckets and connections of different cores meet.
 //!
-//! A connection's core takes every frame. What needs a vbucket of this core is executed inline; what belongs to another core travels there in
-//! a mailbox, and its answer back. Only the connection's core writes to the socket: a range scan's buffers are filled on the vbucket's core and
-//! sent here.
+//! A connection's core takes every frame. What needs a vbucket of this core is executed inline; what belongs to another core travels
+//! there in
+//! a mailbox, and its answer back. Only the connection's core writes to the socket: a range scan's buffers and a stream's pieces are
+//! filled on the
+//! vbucket's core and sent here.
 //!
 //! Invariants
 //! - Every ticket is answered once: by the executing core's answer, or because the connection is gone.
-//! - Requests of one connection to one vbucket arrive there in order: mailboxes keep order, and what waits for a full mailbox waits in order.
+//! - Requests of one connection to one vbucket arrive there in order: mailboxes keep order, and what waits for a full mailbox waits in
+//!   order.
 //!
 //! Cost: a request for a local vbucket sends no message and allocates nothing; a remote one is copied twice.
 //! Does not know: opcodes' rules (`command`), scans' contents (`range_scan`), sockets (`net`).
 
 mod buckets;
 mod burst;
+mod dcp;
 mod message;
 mod outbox;
 mod remote;
@@ -27,6 +31,7 @@ use std::sync::Arc;
 
 use ringbase_storage::env::Env;
 use ringbase_storage::io::ring::Ring;
+use ringbase_storage::types::VbId;
 
 use crate::bucket::{Engine, Lifecycle};
 use crate::command::{
@@ -34,9 +39,10 @@ use crate::command::{
 };
 use crate::core::CoreId;
 use crate::core::mailbox::{MailboxEnds, Mailboxes, mailboxes};
-use crate::net::{self, Connection, Order, Ticket};
+use crate::dcp::streams::Streams;
+use crate::net::{self, ConnId, Connection, Order, Ticket};
 use crate::protocol::{Frame, Opcode};
-use crate::range_scan::{RangeScanConfig, RangeScans};
+use crate::range_scan::{ConnectionId, RangeScanConfig, RangeScans};
 use crate::telemetry::CoreTimings;
 use burst::Burst;
 use message::{Message, Token};
@@ -78,6 +84,7 @@ pub struct CoreParts {
 enum Waiting {
     Answer { ticket: Ticket, opcode: Opcode, received_ns: u64, under_way: Option<UnderWayElsewhere> },
     Scan(Rc<scans::Delivery>),
+    Stream(dcp::Asking),
     Stat(stats::Gathering),
     Bucket(buckets::Changing),
     Step(Rc<buckets::Round>),
@@ -103,8 +110,10 @@ impl Drop for UnderWayElsewhere {
 pub struct Session {
     command: RefCell<command::Session>,
     connection: Rc<Connection>,
-    /// Whether it has sent range scan requests: then every core must know when it goes.
-    scans: Cell<bool>,
+    /// Whether it has used range scans or streams: then every core must know when it goes.
+    everywhere: Cell<bool>,
+    /// Once it is a DCP connection.
+    dcp: OnceCell<Rc<dcp::DcpConnection>>,
     /// Requests that other cores have and have not answered.
     elsewhere: Rc<Cell<u32>>,
 }
@@ -118,6 +127,8 @@ pub struct CoreService {
     hosts: Vec<CoreId>,
     shared: Rc<command::session::Shared>,
     scans: RangeScans,
+    streams: Streams,
+    producers: dcp::Producers,
     direct_reads: bool,
     /// On the core that decides which buckets exist.
     lifecycle: Option<Rc<Lifecycle>>,
@@ -143,6 +154,8 @@ impl CoreService {
             shared: command::session::Shared::new(Catalog::clone(&catalog), env.clone()),
             lifecycle,
             scans: RangeScans::new(env.clone(), engine.clone(), scans),
+            streams: Streams::new(env.clone()),
+            producers: dcp::Producers::default(),
             direct_reads,
             env,
             engine,
@@ -169,9 +182,15 @@ impl CoreService {
         service
     }
 
-    /// Ends every range scan: the node stops.
+    /// Ends every range scan and every stream: the node stops.
     pub fn cancel_scans(&self) {
         self.scans.cancel_all();
+        self.streams.close_all();
+    }
+
+    fn connection_gone(&self, connection: ConnId) {
+        self.scans.connection_gone(ConnectionId(connection.0));
+        self.streams.connection_gone(ConnectionId(connection.0));
     }
 
     /// Ends the conversation with the other cores.
@@ -200,7 +219,11 @@ impl CoreService {
     }
 
     fn host_of(&self, request: &Request<'_>) -> CoreId {
-        let shard = crate::bucket::shard_of(request.vbucket(), self.engine.shard_count());
+        self.host_of_vbucket(request.vbucket())
+    }
+
+    fn host_of_vbucket(&self, vb: VbId) -> CoreId {
+        let shard = crate::bucket::shard_of(vb, self.engine.shard_count());
         self.hosts[usize::from(shard.0)]
     }
 
@@ -283,7 +306,8 @@ impl net::Service for CoreService {
         Rc::new(Session {
             command: RefCell::new(session),
             connection: connection.clone(),
-            scans: Cell::new(false),
+            everywhere: Cell::new(false),
+            dcp: OnceCell::new(),
             elsewhere: Rc::default(),
         })
     }
@@ -309,6 +333,9 @@ impl net::Service for CoreService {
 
     fn execute(&self, session: &Rc<Session>, ticket: Ticket, frame: &Frame<'_>) {
         let received_ns = self.burst.received_ns(&self.env);
+        if let Some(dcp) = session.dcp.get() {
+            dcp.heard(received_ns);
+        }
         let mut command = session.command.borrow_mut();
         let (mut next, mut has_answered) = (Next::Done, false);
         ticket.write(|out| {
@@ -346,9 +373,10 @@ impl net::Service for CoreService {
                 }
             }
             Next::RangeScan(request) => {
-                session.scans.set(true);
+                session.everywhere.set(true);
                 self.range_scan(command.view(), &request, ticket);
             }
+            Next::Dcp(request) => self.dcp(session, &mut command, &request, ticket),
             Next::Stat(job) => {
                 drop(command);
                 self.gather(job, ticket);
@@ -369,11 +397,17 @@ impl net::Service for CoreService {
     }
 
     fn response(&self, session: &Rc<Session>, frame: &Frame<'_>) {
+        if let Some(dcp) = session.dcp.get() {
+            return self.dcp_response(dcp, frame);
+        }
         tracing::debug!(conn = session.connection.id().0, opcode = frame.opcode().name(), "response ignored");
     }
 
     fn disconnected(&self, session: &Rc<Session>, connection: &Rc<Connection>) {
-        if session.scans.get() {
+        if let Some(dcp) = session.dcp.get() {
+            self.producer_gone(dcp);
+        }
+        if session.everywhere.get() {
             let connection = connection.id();
             self.connection_gone(connection);
             for core in self.other_cores().collect::<Vec<_>>() {

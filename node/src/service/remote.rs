@@ -57,6 +57,12 @@ impl CoreService {
             }
             Message::ScanFrame { token, frame } => self.deliver(from, token, frame),
             Message::ScanFrameSent { sent } => self.scans.frame_sent(sent),
+            Message::Stream { token, spec } => self.open_stream_for(from, token, *spec),
+            Message::StreamAnswer { token, answer } => self.stream_answered(token, answer),
+            Message::StreamPiece { piece } => self.take_piece(piece),
+            Message::StreamPieceSent { sent } => self.streams.sent(sent),
+            Message::StreamClosed { number } => self.streams.close(number),
+            Message::ProducerOpened { producer } => self.replace_older(&producer),
             Message::ConnectionGone { connection } => self.connection_gone(connection),
             Message::Stat { token, query } => {
                 let part = self.collect(&query);

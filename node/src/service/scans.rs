@@ -16,7 +16,7 @@ use super::message::{Message, Token};
 use super::{CoreService, Waiting};
 use crate::command::{Request, Responder, SessionView};
 use crate::core::{CoreId, host};
-use crate::net::{ConnId, ReplyStream, Ticket};
+use crate::net::{ReplyStream, Ticket};
 use crate::protocol::range_scan::{RangeScanContinue, RangeScanCreate, ScanId};
 use crate::protocol::{Opcode, Refusal, Status};
 use crate::range_scan::{ConnectionId, FrameSink, ScanFrame, SentFrame, VbAddress};
@@ -94,10 +94,6 @@ fn decode(view: &SessionView, request: &Request<'_>) -> Result<Asked, Refusal> {
 }
 
 impl CoreService {
-    pub(super) fn connection_gone(&self, connection: ConnId) {
-        self.scans.connection_gone(ConnectionId(connection.0));
-    }
-
     /// A range scan request of a connection of this core.
     pub(super) fn range_scan(&self, view: SessionView, request: &Request<'_>, ticket: Ticket) {
         let (host, opcode, received_ns) = (self.host_of(request), request.opcode(), request.received_ns);

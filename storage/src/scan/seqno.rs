@@ -1,11 +1,13 @@
 //! A scan in seqno order over a view: each key once, at its newest version not after the view's end; deletions included.
 //!
 //! On disk dead records are passed over by their marks. What is newer in the view's frozen memtables makes a record on disk dead too; they
-//! are asked only as long as they are not flushed. From where the vbucket's window in memory begins, the scan reads that; the window may move while it
+//! are asked only as long as they are not flushed. From where the vbucket's window in memory begins, the scan reads that; the window
+//! may move while it
 //! does, and the scan goes back to disk and memory again, as often as need be.
 //!
 //! Invariants
-//! - Seqnos rise strictly from call to call; no record is delivered twice and none is missed, also when a flush moves the contents or the window moves.
+//! - Seqnos rise strictly from call to call; no record is delivered twice and none is missed, also when a flush moves the contents or
+//!   the window moves.
 //!
 //! Does not know: streams, framing, credit.
 
@@ -144,6 +146,13 @@ impl SeqnoScan {
     #[must_use]
     pub fn position(&self) -> Seqno {
         self.next
+    }
+
+    /// Lets go of what was read ahead on disk; the next call reads it again. Versions taken from memory stay, for their reader has
+    /// passed them.
+    pub fn park(&mut self) {
+        self.ahead = VecDeque::new();
+        self.is_sought = false;
     }
 
     fn seek(&mut self) {

@@ -154,6 +154,7 @@ pub struct VbStore {
     ended: Cell<bool>,
     persisted: Cell<Seqno>,
     persisted_event: Event,
+    written_event: Event,
     flushed_event: Event,
     dirty: Cell<bool>,
     weak: Weak<VbStore>,
@@ -204,6 +205,7 @@ impl VbStore {
             state: RefCell::new(state),
             persisted: Cell::new(counts.flushed_seqno),
             persisted_event: Event::default(),
+            written_event: Event::default(),
             flushed_event: Event::default(),
             dirty: Cell::new(false),
             weak: weak.clone(),
@@ -244,6 +246,12 @@ impl VbStore {
         self.state.borrow().high
     }
 
+    /// Waits until something is written behind `seqno`, in memory or further; false if the bucket is deleted first.
+    pub async fn wait_written(&self, seqno: Seqno) -> bool {
+        self.written_event.until(|| self.high_seqno() > seqno || self.ended.get()).await;
+        !self.ended.get()
+    }
+
     /// All up to here is durable.
     #[must_use]
     pub fn persisted_seqno(&self) -> Seqno {
@@ -266,6 +274,7 @@ impl VbStore {
 
     pub(crate) fn wake_waiters(&self) {
         self.persisted_event.notify_all();
+        self.written_event.notify_all();
         self.flushed_event.notify_all();
     }
 

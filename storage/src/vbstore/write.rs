@@ -125,6 +125,7 @@ impl VbStore {
         if self.is_ephemeral {
             state.take(&self.memory, &item, former);
             self.persisted.set(state.high);
+            self.written_event.notify_all();
             return Ok(item);
         }
         let position = wal.append(self.bucket, self.vb, &item, former);
@@ -133,6 +134,7 @@ impl VbStore {
             self.core.add_dirty(self.weak.clone());
         }
         self.core.wake_commit();
+        self.written_event.notify_all();
         Ok(item)
     }
 

@@ -100,7 +100,7 @@ impl Answer {
                     response.cas(self.cas).value(number).encode(out);
                 }
             }
-            Operation::ObserveSeqno => unreachable!("it has no document"),
+            Operation::ObserveSeqno | Operation::FailoverLog => unreachable!("it has no document"),
         }
     }
 

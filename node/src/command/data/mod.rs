@@ -37,6 +37,7 @@ use super::session::SessionView;
 use crate::bucket::Engine;
 use crate::bucket::tally::count;
 use crate::protocol::Status;
+use crate::protocol::dcp::stream_request::encode_failover_log;
 use crate::protocol::extras::ObservedSeqno;
 use crate::protocol::key::KeyBuffer;
 
@@ -84,6 +85,12 @@ pub fn execute(
     let env = engine.env();
     if operation == Operation::ObserveSeqno {
         return observe_seqno(store, request, &responder, engine, out);
+    }
+    if operation == Operation::FailoverLog {
+        let mut value = Vec::new();
+        encode_failover_log(&store.failover_log(), &mut value);
+        responder.success(env).value(&value).encode(out);
+        return Outcome::Done;
     }
     let Some(key) = request.key else {
         return responder.fail(env, Status::EINVAL, out);

@@ -44,6 +44,8 @@ pub(in crate::command) enum Operation {
     Remove,
     /// Say how far the vbucket is durable.
     ObserveSeqno,
+    /// Give the branches of the vbucket's history.
+    FailoverLog,
 }
 
 impl Operation {
@@ -68,6 +70,7 @@ impl Operation {
             Opcode::UNLOCK_KEY => Operation::Unlock,
             Opcode::GET_META | Opcode::GETQ_META => Operation::GetMeta,
             Opcode::OBSERVE_SEQNO => Operation::ObserveSeqno,
+            Opcode::GET_FAILOVER_LOG | Opcode::DCP_GET_FAILOVER_LOG => Operation::FailoverLog,
             _ => return None,
         })
     }
@@ -76,9 +79,11 @@ impl Operation {
     #[must_use]
     pub(in crate::command) const fn role(self) -> Role {
         match self {
-            Operation::Get | Operation::GetWithKey | Operation::GetMeta | Operation::ObserveSeqno => {
-                Role::ReadOnly
-            }
+            Operation::Get
+            | Operation::GetWithKey
+            | Operation::GetMeta
+            | Operation::ObserveSeqno
+            | Operation::FailoverLog => Role::ReadOnly,
             Operation::GetAndTouch
             | Operation::GetAndLock
             | Operation::Unlock
@@ -165,7 +170,7 @@ pub(super) fn prepare<'a>(
             Action::Count(Step { direction, delta, create })
         }
         Operation::Remove => Action::Remove,
-        Operation::ObserveSeqno => return Err(Status::EINVAL),
+        Operation::ObserveSeqno | Operation::FailoverLog => return Err(Status::EINVAL),
     };
     Ok(Prepared { operation, action, cas: request.frame.cas(), now })
 }

@@ -4,6 +4,7 @@ pub(crate) mod rig;
 
 mod bootstrap;
 mod data;
+mod dcp;
 mod durability;
 mod ephemeral;
 mod locks;

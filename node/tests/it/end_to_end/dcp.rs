@@ -37,9 +37,15 @@ fn connect(node: &Node, bucket: &str) -> Connection {
     Connection::open(&ConnectOptions { bucket: Some(bucket.into()), ..node.connect_options() }).unwrap()
 }
 
+/// Tries again while the node makes room.
 fn set(connection: &mut Connection, key: &str, value: &[u8]) {
     let mut bucket = Bucket::new(connection).unwrap();
-    bucket.store(StoreMode::Set, key.as_bytes(), value, PLAIN, Cas(0)).unwrap();
+    eventually("the node takes a document", || {
+        match bucket.store(StoreMode::Set, key.as_bytes(), value, PLAIN, Cas(0)) {
+            Err(ClientError::Refused { status: Status::ETMPFAIL, .. }) => false,
+            stored => stored.map(|_| true).unwrap(),
+        }
+    });
 }
 
 fn delete(connection: &mut Connection, key: &str) {
@@ -51,7 +57,10 @@ fn delete(connection: &mut Connection, key: &str) {
 struct Copy {
     uuid: VbUuid,
     seqno: Seqno,
+    /// Of the last message; a client that has none of a snapshot does not name it.
     snapshot: (Seqno, Seqno),
+    /// Of the last marker.
+    announced: (Seqno, Seqno),
     /// Keys of the snapshot that is being received.
     seen: BTreeSet<Vec<u8>>,
     documents: BTreeMap<Vec<u8>, (Seqno, Option<Vec<u8>>)>,
@@ -72,7 +81,7 @@ impl Copy {
             DcpMessage::SnapshotMarker(marker) => {
                 assert!(marker.start <= marker.end && self.seqno <= marker.end);
                 assert!(marker.start <= self.seqno.next(), "{marker:?} behind {}", self.seqno);
-                self.snapshot = (marker.start, marker.end);
+                self.announced = (marker.start, marker.end);
                 self.markers.push(marker.flags.0);
                 self.seen.clear();
             }
@@ -89,11 +98,11 @@ impl Copy {
     }
 
     fn version(&mut self, seqno: Seqno, key: &[u8], value: Option<&[u8]>) {
-        let (start, end) = self.snapshot;
+        let (start, end) = self.announced;
         assert!(seqno > self.seqno, "{seqno} after {}", self.seqno);
         assert!(start <= seqno && seqno <= end, "{seqno} outside of {start}..{end}");
         assert!(self.seen.insert(key.to_vec()), "a key twice in a snapshot");
-        self.seqno = seqno;
+        (self.seqno, self.snapshot) = (seqno, self.announced);
         self.documents.insert(key.to_vec(), (seqno, value.map(<[u8]>::to_vec)));
     }
 }
@@ -561,9 +570,8 @@ fn values_are_left_out_for_clients_that_want_none() {
     });
 }
 
-/// Three consumers of different speed, one that often disconnects and resumes, while everything changes. Whatever they saw on the way,
-/// in the end each has what the
-/// bucket has.
+/// Three consumers of different speed, one that often disconnects and resumes, while everything changes. Whatever they saw on
+/// the way, in the end each has what the bucket has.
 #[test]
 fn consumers_of_any_speed_end_up_with_what_the_bucket_has() {
     for_each_kind(|node, bucket| {

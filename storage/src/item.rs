@@ -23,7 +23,9 @@
 
 #![allow(unsafe_code)]
 
-use std::alloc::{Layout, alloc, handle_alloc_error};
+mod pool;
+
+use std::alloc::{Layout, handle_alloc_error};
 use std::fmt;
 use std::marker::PhantomData;
 use std::mem::ManuallyDrop;
@@ -124,8 +126,9 @@ impl Shape {
     }
 
     fn layout(self) -> Layout {
-        Layout::from_size_align(size_of::<Head>() + self.tail_len(), align_of::<Head>())
-            .expect("lengths are bounded")
+        // All that the allocator gives anyway: items that it rounds to the same size have the same layout.
+        let bytes = allocated_bytes(size_of::<Head>() + self.tail_len()) - ALLOCATOR_HEADER_BYTES;
+        Layout::from_size_align(bytes, align_of::<Head>()).expect("lengths are bounded")
     }
 }
 
@@ -150,8 +153,8 @@ impl Item {
         assert!(meta.datatype <= DATATYPE_MAX, "datatype {:#x}", meta.datatype);
         let shape = Shape::of(&meta, key.len(), value.len());
         let layout = shape.layout();
-        // SAFETY: the layout has the head's size at least, which is not zero.
-        let start = unsafe { alloc(layout) };
+        // SAFETY: it is the layout of an item.
+        let start = unsafe { pool::take(layout) };
         let Some(head) = NonNull::new(start.cast::<Head>()) else { handle_alloc_error(layout) };
         let has_expiry = u32::from(shape.has_expiry);
         let place = meta.seqno.0
@@ -440,7 +443,7 @@ impl Item {
     fn free(&mut self) {
         let layout = self.shape().layout();
         // SAFETY: the last handle is gone, so nobody looks at it; the layout is the one it was allocated with.
-        unsafe { std::alloc::dealloc(self.0.as_ptr().cast(), layout) };
+        unsafe { pool::give(self.0.as_ptr().cast(), layout) };
     }
 
     /// Marks it and buries it, so that a late reader finds the mark.

@@ -27,6 +27,7 @@ pub mod manifest;
 pub mod memtable;
 pub mod metrics;
 pub mod mutant;
+mod prefetch;
 pub mod reader;
 pub mod registry;
 pub mod run;

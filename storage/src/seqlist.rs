@@ -190,6 +190,15 @@ impl SeqList {
         Some((at, self.segments[at].segment().index_of(seqno)?))
     }
 
+    /// The version with this seqno, the newest of its key, is about to be replaced: what that touches is brought in meanwhile.
+    #[inline]
+    pub fn foresee(&self, seqno: Seqno) {
+        let Some(at) = self.segments.partition_point(|owned| owned.first <= seqno).checked_sub(1) else {
+            return;
+        };
+        self.segments[at].segment().foresee(seqno);
+    }
+
     /// The newest version that has exactly this seqno.
     #[must_use]
     pub fn get(&self, seqno: Seqno) -> Option<Item> {

@@ -108,6 +108,12 @@ impl Versions {
         Versions { list: SeqList::new(high), ..Versions::default() }
     }
 
+    /// See [`SeqList::foresee`].
+    #[inline]
+    pub fn foresee(&self, former: Seqno) {
+        self.list.foresee(former);
+    }
+
     /// Takes in a version, which replaces the one with the seqno `former` (0 for none). Returns that one, if it is in the list.
     pub fn take(&mut self, item: &Item, former: Seqno) -> Option<Replaced> {
         self.list.append(item.clone());

@@ -31,6 +31,7 @@ const UNSAFE_HOMES: &[&str] = &[
     "storage/src/io/ring",
     "storage/src/epoch",
     "storage/src/item",
+    "storage/src/prefetch",
     "storage/src/seqlist",
     "storage/src/hashtable",
     "node/src/core",

@@ -8,7 +8,12 @@ use super::RETIRED_BYTES_MAX;
 
 thread_local! {
     static RETIRED_BYTES: Cell<usize> = const { Cell::new(0) };
+    static RETIRED_ITEMS: Cell<usize> = const { Cell::new(0) };
 }
+
+/// Things retired before they are handed over. A hand-over frees up to 500 of those whose time has come, so it keeps up, also with a thread that
+/// is always pinned when it retires and takes no part otherwise.
+const RETIRED_ITEMS_MAX: usize = 128;
 
 /// Rounds that free all that a slice of work has retired, if nobody is pinned: the epoch must move on twice, and a round frees about 500 things.
 const COLLECT_ROUNDS: usize = 12;
@@ -27,6 +32,7 @@ pub fn pin() -> Pin {
 /// Hands over what this thread has retired, and frees what may be freed now.
 pub fn collect() {
     RETIRED_BYTES.set(0);
+    RETIRED_ITEMS.set(0);
     for _ in 0..COLLECT_ROUNDS {
         crossbeam_epoch::pin().flush();
     }
@@ -44,11 +50,13 @@ impl Pin {
     #[inline]
     pub fn retire<T: Send + 'static>(&self, garbage: T, bytes: usize) {
         self.0.defer(move || drop(garbage));
-        let retired = RETIRED_BYTES.get() + bytes;
-        if retired < RETIRED_BYTES_MAX {
+        let (retired, items) = (RETIRED_BYTES.get() + bytes, RETIRED_ITEMS.get() + 1);
+        if retired < RETIRED_BYTES_MAX && items < RETIRED_ITEMS_MAX {
             RETIRED_BYTES.set(retired);
+            RETIRED_ITEMS.set(items);
         } else {
             RETIRED_BYTES.set(0);
+            RETIRED_ITEMS.set(0);
             self.0.flush();
         }
     }

@@ -11,6 +11,7 @@
 
 use crate::atomic::{AtomicUsize, Ordering};
 use crate::epoch::Node;
+use crate::prefetch::foresee;
 use crate::types::Seqno;
 
 /// See the module.
@@ -67,7 +68,7 @@ impl Segment {
     pub(super) fn index_of(&self, seqno: Seqno) -> Option<usize> {
         let distance = seqno.0.checked_sub(self.first.0)?;
         match &self.distances {
-            Some(distances) => distances.binary_search(&u32::try_from(distance).ok()?).ok(),
+            Some(distances) => search(distances, u32::try_from(distance).ok()?),
             None => usize::try_from(distance).ok().filter(|index| *index < self.slots.len()),
         }
     }
@@ -85,6 +86,14 @@ impl Segment {
         self.slots[index].load(Ordering::Acquire)
     }
 
+    /// Asks the CPU to bring the slot of `seqno` in, which is stored to soon.
+    #[inline]
+    pub(super) fn foresee(&self, seqno: Seqno) {
+        if let Some(index) = self.index_of(seqno) {
+            foresee(&self.slots[index]);
+        }
+    }
+
     pub(super) fn store(&self, index: usize, word: usize, ordering: Ordering) {
         self.slots[index].store(word, ordering);
     }
@@ -93,5 +102,60 @@ impl Segment {
     pub(super) fn bytes(&self) -> usize {
         let slot = if self.is_packed() { 12 } else { 8 };
         size_of::<Node<Segment>>() + self.slots.len() * slot
+    }
+}
+
+/// Where `wanted` is among rising `distances`. Versions die all over a segment, so what is left of it lies about where its share of the last
+/// distance says: the search begins there and widens until it encloses `wanted`.
+fn search(distances: &[u32], wanted: u32) -> Option<usize> {
+    let last = *distances.last()?;
+    if wanted >= last {
+        return (wanted == last).then_some(distances.len() - 1);
+    }
+    let guess = (u64::from(wanted) * distances.len() as u64 / u64::from(last)) as usize;
+    let mut step = 1;
+    // What is wanted lies in low..high.
+    let (mut low, mut high) = (guess.min(distances.len() - 1), distances.len());
+    if distances[low] <= wanted {
+        while low + step < high {
+            if distances[low + step] > wanted {
+                high = low + step;
+                break;
+            }
+            low += step;
+            step *= 2;
+        }
+    } else {
+        loop {
+            high = low;
+            low = low.saturating_sub(step);
+            step *= 2;
+            if low == 0 || distances[low] <= wanted {
+                break;
+            }
+        }
+    }
+    distances[low..high].binary_search(&wanted).ok().map(|index| low + index)
+}
+
+#[cfg(all(test, not(any(loom, shuttle))))]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_distance_is_found_where_it_is_and_no_other(
+            distances in prop::collection::btree_set(0..3_000u32, 0..400),
+            stretch in 1..1_000_000u32,
+        ) {
+            let distances: Vec<u32> = distances.into_iter().map(|distance| distance * stretch).collect();
+            for wanted in 0..3_000u32 {
+                for wanted in [wanted * stretch, wanted.wrapping_mul(stretch).wrapping_add(1)] {
+                    prop_assert_eq!(search(&distances, wanted), distances.binary_search(&wanted).ok());
+                }
+            }
+        }
     }
 }

@@ -108,6 +108,8 @@ impl VbStore {
             Found::Version(item) => Former { seqno: item.seqno(), live: !item.is_deleted() },
             Found::Absent => Former::default(),
         };
+        // What is replaced lies anywhere in memory: it is on its way while the new version is made.
+        state.versions.foresee(former.seqno);
         let revid = match found {
             Found::Version(item) => item.revid() + 1,
             Found::Absent => 1,

@@ -47,7 +47,10 @@ pub(crate) fn run(args: &EchoArgs) -> Result<(), BenchError> {
     let mut running = Vec::new();
     for ((core, cpu), socket) in (0..args.cores).zip(cpus).zip(bound) {
         let body = move || async move {
-            let listener = socket.into_listener();
+            let listener = match socket.into_listener() {
+                Ok(listener) => listener,
+                Err(error) => return eprintln!("core {core} cannot listen: {error}"),
+            };
             loop {
                 match listener.accept().await {
                     Ok(socket) => host::spawn("echo", echo(socket)),

@@ -1,19 +1,19 @@
 //! Doorbells: how the outside of a core (a signal, the storage ring, another thread) wakes a task on it.
 //!
-//! A doorbell is an eventfd. Any thread rings it; one task on one core waits for it, with a read through the
-//! executor's own ring, so a waiting core sleeps. Rings that come before the wait are kept, and merge.
+//! A doorbell is an eventfd. Any thread rings it; one task on one core waits for it, through the core's reactor. Rings that come before the
+//! wait are kept, and merge.
 //!
-//! Cost: a system call to ring; a ring entry and a completion to wait.
+//! Cost: a system call to ring, none to wait: each ring is an event of its own, so the eventfd is never read.
 //!
 //! Does not know: why it rings.
 
+use std::future::poll_fn;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
-use glommio::io::BufferedFile;
 use rustix::event::{EventfdFlags, eventfd};
 
-use super::fd;
+use super::reactor::Watch;
 
 /// The side that rings. Any thread may hold it.
 #[derive(Debug)]
@@ -48,35 +48,21 @@ impl Doorbell {
 /// The side that waits. Belongs to one core.
 #[derive(Debug)]
 pub struct DoorbellWaiter {
-    file: BufferedFile,
+    watch: Watch,
 }
 
 impl DoorbellWaiter {
     /// Waits on a duplicate of `eventfd`, which stays with its owner.
     ///
     /// # Errors
-    /// Out of file descriptors.
+    /// Out of file descriptors or memory.
     pub fn on(eventfd: impl AsFd) -> io::Result<DoorbellWaiter> {
         let duplicate = rustix::io::fcntl_dupfd_cloexec(eventfd, 0)?;
-        Ok(DoorbellWaiter { file: fd::buffered_file(duplicate) })
+        Ok(DoorbellWaiter { watch: Watch::new(duplicate)? })
     }
 
     /// Waits for the next ring; rings since the last one count as one.
-    ///
-    /// # Errors
-    /// What the kernel said about the read; the doorbell is of no use then.
-    pub async fn wait(&self) -> io::Result<()> {
-        loop {
-            match self.file.read_at(0, 8).await {
-                Ok(_) => return Ok(()),
-                Err(error) => {
-                    let error = io::Error::from(error);
-                    if error.kind() != io::ErrorKind::Interrupted && error.kind() != io::ErrorKind::WouldBlock
-                    {
-                        return Err(error);
-                    }
-                }
-            }
-        }
+    pub async fn wait(&self) {
+        poll_fn(|cx| self.watch.poll_event(cx)).await;
     }
 }

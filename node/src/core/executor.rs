@@ -1,4 +1,4 @@
-//! One executor per core: a thread pinned to a CPU, with its own io_uring rings, tasks and timers.
+//! One executor per core: a thread pinned to a CPU, with its own tasks and its own [`reactor`].
 //!
 //! Invariants
 //! - A core runs on exactly one CPU of the process's affinity mask; no two cores share one.
@@ -9,21 +9,19 @@
 //! Does not know: what runs on a core.
 
 use std::fmt;
-use std::future::{Future, poll_fn};
-use std::pin::{Pin, pin};
-use std::task::Poll;
+use std::future::Future;
 use std::time::Duration;
 
 use glommio::{ExecutorJoinHandle, GlommioError, Latency, LocalExecutorBuilder, Placement, Shares};
 
 use super::host::panic_text;
-use super::pulse;
+use super::reactor::{self, Reactor};
 
 /// Least `RLIMIT_MEMLOCK` with which an executor starts, in bytes.
 pub const MEMLOCK_BYTES_MIN: u64 = 512 << 10;
 
-/// Preempt timer until a core's own task queue is up. Long, because the [pulse](super::pulse) does not beat yet.
-const START_PREEMPT: Duration = Duration::from_secs(1);
+/// Preempt timer of the executor: as rare as it can be, since all that happens is seen by the core's own reactor.
+const PREEMPT: Duration = Duration::from_secs(24 * 3600);
 
 /// One pinned thread of the node: executor, ring, sockets. Counts from 0 in the order of start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -46,8 +44,6 @@ impl fmt::Display for CoreId {
 /// How an executor behaves.
 #[derive(Clone, Debug)]
 pub struct CoreSettings {
-    /// How long a ready task may keep sockets and timers waiting.
-    pub preempt: Duration,
     /// How long an idle core spins before it sleeps; zero when clients run on the same CPUs.
     pub spin_before_park: Duration,
     /// Bytes that glommio registers with its rings. Ours owns the I/O buffers, so this is its minimum.
@@ -56,11 +52,7 @@ pub struct CoreSettings {
 
 impl Default for CoreSettings {
     fn default() -> CoreSettings {
-        CoreSettings {
-            preempt: Duration::from_micros(200),
-            spin_before_park: Duration::ZERO,
-            io_memory_bytes: 64 << 10,
-        }
+        CoreSettings { spin_before_park: Duration::ZERO, io_memory_bytes: 64 << 10 }
     }
 }
 
@@ -113,7 +105,8 @@ pub fn cpus_allowed() -> std::io::Result<Vec<usize>> {
 pub struct CoreThread<T: Send + 'static> {
     core: CoreId,
     cpu: usize,
-    handle: ExecutorJoinHandle<T>,
+    /// With what kept its reactor from starting.
+    handle: ExecutorJoinHandle<Result<T, String>>,
 }
 
 /// Starts `core` on `cpu`; `body` runs there and the core ends with it.
@@ -131,29 +124,30 @@ where
     F: Future<Output = T> + 'static,
     T: Send + 'static,
 {
-    let preempt = settings.preempt;
+    let spin = settings.spin_before_park;
     let handle = LocalExecutorBuilder::new(Placement::Fixed(cpu))
         .name(&format!("core{core}"))
         .io_memory(settings.io_memory_bytes)
-        .preempt_timer(START_PREEMPT)
-        .spin_before_park(settings.spin_before_park)
+        .preempt_timer(PREEMPT)
         .spawn(move || async move {
-            // The pulse beats before there is a preempt timer that could lose a wake-up.
-            let mut pulse = pin!(pulse::beat());
-            poll_fn(|cx| {
-                let _ = pulse.as_mut().poll(cx);
-                Poll::Ready(())
-            })
-            .await;
+            let reactor = match Reactor::install(spin) {
+                Ok(reactor) => reactor,
+                Err(error) => return Err(error.to_string()),
+            };
+            // A queue of its own: it ends when it is empty, and the one who waits for the result is in another.
             let executor = glommio::executor();
-            let queue = executor.create_task_queue(Shares::default(), Latency::Matters(preempt), "core");
-            let task = async move { body().await };
-            let mut task = glommio::spawn_local_into(task, queue).expect("the queue was just made");
-            poll_fn(|cx| {
-                let _ = pulse.as_mut().poll(cx);
-                Pin::new(&mut task).poll(cx)
-            })
-            .await
+            let queue = executor.create_task_queue(Shares::default(), Latency::NotImportant, "core");
+            let watching = glommio::spawn_local_into(reactor::run(reactor.clone()), queue);
+            let task = glommio::spawn_local_into(
+                async move {
+                    let result = reactor::counted(async move { body().await }).await;
+                    reactor.stop();
+                    result
+                },
+                queue,
+            );
+            let _watching = watching.expect("the queue was just made").detach();
+            Ok(task.expect("the queue was just made").await)
         })
         .map_err(|error| start_error(core, cpu, error))?;
     Ok(CoreThread { core, cpu, handle })
@@ -165,7 +159,9 @@ impl<T: Send + 'static> CoreThread<T> {
     /// # Errors
     /// The executor did not start, or the core's body panicked.
     pub fn join(self) -> Result<T, StartError> {
-        self.handle.join().map_err(|error| start_error(self.core, self.cpu, error))
+        let (core, cpu) = (self.core, self.cpu);
+        let ended = self.handle.join().map_err(|error| start_error(core, cpu, error))?;
+        ended.map_err(|text| StartError::Executor { core, cpu, text })
     }
 }
 

@@ -3,7 +3,7 @@
 //! Implements the traits of [`ringbase_storage::env`] with the executor of the calling thread. A task that panics
 //! ends alone: the panic is logged with the task's name and the core goes on.
 //!
-//! Cost: a spawn allocates the task; `should_yield` reads two words of the executor's ring.
+//! Cost: a spawn allocates the task; `should_yield` reads the clock.
 //!
 //! Does not know: what the tasks do.
 
@@ -20,7 +20,7 @@ use rand::Rng;
 use ringbase_storage::env::{Clock, Env, LocalFuture, Spawn};
 use tracing::error;
 
-use super::memory;
+use super::{memory, reactor};
 
 /// The environment of the calling core. Must be called on an executor; usable only there.
 #[must_use]
@@ -34,11 +34,11 @@ pub fn env() -> Env {
 /// Starts a task on the calling core. It begins after the caller's next await, never inside this call: the caller may
 /// hold borrows.
 pub fn spawn(name: &'static str, task: impl Future<Output = ()> + 'static) {
-    let guarded = async move {
+    let guarded = reactor::counted(async move {
         if let Err(panic) = AssertUnwindSafe(task).catch_unwind().await {
             error!(task = name, panic = panic_text(&*panic), "task panicked");
         }
-    };
+    });
     let queue = glommio::executor().current_task_queue();
     match glommio::spawn_local_into(guarded, queue) {
         Ok(task) => drop(task.detach()),
@@ -48,7 +48,7 @@ pub fn spawn(name: &'static str, task: impl Future<Output = ()> + 'static) {
 
 /// Resolves after `duration`.
 pub async fn sleep(duration: Duration) {
-    glommio::timer::sleep(duration).await;
+    reactor::sleep(duration).await;
 }
 
 /// Lets the other ready tasks of this core run first.
@@ -56,15 +56,17 @@ pub async fn yield_now() {
     futures_lite::future::yield_now().await;
 }
 
-/// Whether the executor wants the running task to yield.
+/// Whether others have waited for long while the running task had the core.
 #[must_use]
 pub fn should_yield() -> bool {
-    glommio::executor().need_preempt()
+    reactor::with(|reactor| reactor.wants_turn())
 }
 
-/// Yields if the executor asks for it: sockets and timers of this core get their turn.
+/// Yields if others have waited for long: sockets and timers of this core get their turn.
 pub async fn relax() {
-    glommio::executor().yield_if_needed().await;
+    if should_yield() {
+        yield_now().await;
+    }
 }
 
 /// What a panic said, for a log line.
@@ -140,13 +142,7 @@ impl Spawn for CoreSpawn {
     }
 
     fn yield_now(&self) -> LocalFuture<'static, ()> {
-        Box::pin(async {
-            if should_yield() {
-                relax().await;
-            } else {
-                yield_now().await;
-            }
-        })
+        Box::pin(yield_now())
     }
 
     fn should_yield(&self) -> bool {

@@ -1,8 +1,8 @@
 //! Mailboxes: messages between cores, in batches, bounded in bytes.
 //!
-//! For each ordered pair of cores there is one channel of batches, never cloned. [`Mailboxes::try_send`] only queues
-//! on the calling core; a shipping task sends what has gathered once per scheduling round. The receiving core calls
-//! one handler per message, in order.
+//! For each ordered pair of cores there is one channel of batches. [`Mailboxes::try_send`] only queues on the calling
+//! core; a shipping task sends what has gathered once per scheduling round and rings the other core's bell. The
+//! receiving core calls one handler per message, in order.
 //!
 //! Back-pressure is a window in bytes per pair. The receiver hands used bytes back with its own batches in the other
 //! direction, so cores share nothing they both write. Above the window `try_send` returns the message, and
@@ -15,30 +15,26 @@
 //! - A handler that panics loses its message, not the mailbox.
 //!
 //! Cost: a push into a vector a message; a channel operation, an allocation and perhaps one wake-up of the other core
-//! a batch. A message to a sleeping core takes some 10–50 µs.
+//! a batch. A message to a sleeping core takes some 10–50 µs; one that works looks after each round of its tasks.
 //!
 //! Does not know: what a message means.
 
 use std::cell::{Cell, RefCell};
-use std::fmt;
 use std::future::poll_fn;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::mpsc::{self, TryRecvError};
 use std::task::Poll;
 use std::time::{Duration, Instant};
+use std::{fmt, io};
 
-use futures_lite::future::zip;
-use glommio::channels::shared_channel::{
-    self, ConnectedReceiver, ConnectedSender, SharedReceiver, SharedSender,
-};
 use tracing::error;
 
 use super::event::{Event, Waiters};
 use super::executor::CoreId;
 use super::host;
-
-/// Batches that a channel holds. Full channels are slow, so it is far above what is ever in flight.
-const CHANNEL_BATCHES: usize = 1024;
+use super::reactor::{self, Bell};
 
 /// What a message counts for at least, in bytes: bounds the entries of a mailbox.
 pub const MESSAGE_BYTES_MIN: usize = 64;
@@ -73,12 +69,37 @@ impl<M> fmt::Debug for Refused<M> {
 pub struct MailboxEnds<M: Message> {
     core: CoreId,
     window_bytes: usize,
+    /// Rung by the other cores.
+    bell: Arc<Bell>,
     /// By core; none for the core itself.
     ends: Vec<Option<Ends<M>>>,
 }
 
 /// To another core and from it.
-type Ends<M> = (SharedSender<Batch<M>>, SharedReceiver<Batch<M>>);
+type Ends<M> = (Sender<M>, mpsc::Receiver<Batch<M>>);
+
+/// Sends batches to another core. When it is dropped, that core learns it.
+struct Sender<M: Message> {
+    /// Taken when it is dropped.
+    channel: Option<mpsc::Sender<Batch<M>>>,
+    bell: Arc<Bell>,
+}
+
+impl<M: Message> Sender<M> {
+    /// False if the other core has ended.
+    fn send(&self, batch: Batch<M>) -> bool {
+        let sent = self.channel.as_ref().is_some_and(|channel| channel.send(batch).is_ok());
+        self.bell.ring();
+        sent
+    }
+}
+
+impl<M: Message> Drop for Sender<M> {
+    fn drop(&mut self) {
+        self.channel = None;
+        self.bell.ring();
+    }
+}
 
 /// What travels: messages, and bytes of the other direction that have been handled.
 struct Batch<M> {
@@ -89,67 +110,65 @@ struct Batch<M> {
 
 /// Makes the mailboxes between `cores` cores: one set of ends for each.
 ///
+/// # Errors
+/// Out of file descriptors or memory.
+///
 /// # Panics
 /// If `cores` is above 65,535 or the window is zero.
-#[must_use]
-pub fn mailboxes<M: Message>(cores: usize, window_bytes: usize) -> Vec<MailboxEnds<M>> {
+pub fn mailboxes<M: Message>(cores: usize, window_bytes: usize) -> io::Result<Vec<MailboxEnds<M>>> {
     assert!(window_bytes > 0, "a mailbox needs a window");
     let ids = u16::try_from(cores).expect("core count fits its id");
-    let mut all: Vec<MailboxEnds<M>> = (0..ids)
-        .map(|core| MailboxEnds {
-            core: CoreId(core),
-            window_bytes,
-            ends: (0..cores).map(|_| None).collect(),
-        })
-        .collect();
+    let mut all = Vec::with_capacity(cores);
+    for core in (0..ids).map(CoreId) {
+        let bell = Arc::new(Bell::new()?);
+        all.push(MailboxEnds { core, window_bytes, bell, ends: (0..cores).map(|_| None).collect() });
+    }
+    let channel = |to: &MailboxEnds<M>| {
+        let (sender, receiver) = mpsc::channel();
+        (Sender { channel: Some(sender), bell: Arc::clone(&to.bell) }, receiver)
+    };
     for one in 0..cores {
         for other in one + 1..cores {
-            let (there, arrive) = shared_channel::new_bounded(CHANNEL_BATCHES);
-            let (back, arrive_back) = shared_channel::new_bounded(CHANNEL_BATCHES);
+            let (there, arrive) = channel(&all[other]);
+            let (back, arrive_back) = channel(&all[one]);
             all[one].ends[other] = Some((there, arrive_back));
             all[other].ends[one] = Some((back, arrive));
         }
     }
-    all
+    Ok(all)
 }
 
 impl<M: Message> MailboxEnds<M> {
-    /// Connects to all other cores and starts the tasks that ship and receive. Waits for the other cores, which must
-    /// all do the same. `handler` is called on this core with the sender and the message; `waited` with how long a
-    /// batch had been under way when it was picked up, measured from its first message, and how many it held.
-    pub async fn connect(
+    /// Starts the tasks that ship and receive on the calling core. `handler` is called on this core with the sender and
+    /// the message; `waited` with how long a batch had been under way when it was picked up, measured from its first
+    /// message, and how many it held.
+    ///
+    /// # Errors
+    /// The kernel has no memory, or no watch left for this user.
+    pub fn connect(
         self,
         handler: impl Fn(CoreId, M) + 'static,
         waited: impl Fn(Duration, usize) + 'static,
-    ) -> Mailboxes<M> {
+    ) -> io::Result<Mailboxes<M>> {
         let receive = Rc::new(Receive { handler, waited });
-        // All at once: one after the other, three cores could wait for each other in a circle.
-        let connecting: Vec<_> = self
-            .ends
-            .into_iter()
-            .map(|ends| {
-                ends.map(|(sender, receiver)| {
-                    glommio::spawn_local(async move { zip(sender.connect(), receiver.connect()).await })
-                })
-            })
+        let peers: Rc<[_]> = (0..)
+            .map(CoreId)
+            .take(self.ends.len())
+            .map(|core| Rc::new(Peer::new(core, self.window_bytes)))
             .collect();
-        let mut peers = Vec::with_capacity(connecting.len());
-        for (core, connecting) in (0..).map(CoreId).zip(connecting) {
-            let peer = Rc::new(Peer::new(core, self.window_bytes));
-            match connecting {
-                Some(connecting) => {
-                    let (sender, receiver) = connecting.await;
-                    host::spawn("mailbox ship", ship(Rc::clone(&peer), sender));
-                    host::spawn(
-                        "mailbox receive",
-                        receive_all(Rc::clone(&peer), receiver, Rc::clone(&receive)),
-                    );
+        let all = Rc::clone(&peers);
+        reactor::current().hear(self.bell, move || all.iter().for_each(|peer| peer.arrived.notify()))?;
+        for (ends, peer) in self.ends.into_iter().zip(&*peers) {
+            match ends {
+                Some((sender, receiver)) => {
+                    host::spawn("mailbox ship", ship(Rc::clone(peer), sender));
+                    let receiving = receive_all(Rc::clone(peer), receiver, Rc::clone(&receive));
+                    host::spawn("mailbox receive", receiving);
                 }
-                None => host::spawn("mailbox local", loop_back(Rc::clone(&peer), Rc::clone(&receive))),
+                None => host::spawn("mailbox local", loop_back(Rc::clone(peer), Rc::clone(&receive))),
             }
-            peers.push(peer);
         }
-        Mailboxes { core: self.core, peers: peers.into() }
+        Ok(Mailboxes { core: self.core, peers })
     }
 }
 
@@ -261,6 +280,8 @@ struct Peer<M> {
     /// No more sends. What is in the outbox still leaves.
     closed: Cell<bool>,
     ship: Event,
+    /// Something may have come from there.
+    arrived: Event,
     room: Waiters,
 }
 
@@ -275,6 +296,7 @@ impl<M: Message> Peer<M> {
             owed_bytes: Cell::new(0),
             closed: Cell::new(false),
             ship: Event::new(),
+            arrived: Event::new(),
             room: Waiters::new(),
         }
     }
@@ -354,11 +376,11 @@ where
 }
 
 /// Sends batches to `peer` until it is closed and its outbox empty, or the other core has ended.
-async fn ship<M: Message>(peer: Rc<Peer<M>>, sender: ConnectedSender<Batch<M>>) {
+async fn ship<M: Message>(peer: Rc<Peer<M>>, sender: Sender<M>) {
     loop {
         peer.ship.wait().await;
         while let Some(batch) = peer.take_batch() {
-            if sender.send(batch).await.is_err() {
+            if !sender.send(batch) {
                 peer.close();
                 return;
             }
@@ -372,18 +394,23 @@ async fn ship<M: Message>(peer: Rc<Peer<M>>, sender: ConnectedSender<Batch<M>>) 
 /// Receives batches of `peer` until the other core closes.
 async fn receive_all<M, H, W>(
     peer: Rc<Peer<M>>,
-    receiver: ConnectedReceiver<Batch<M>>,
+    receiver: mpsc::Receiver<Batch<M>>,
     receive: Rc<Receive<H, W>>,
 ) where
     M: Message,
     H: Fn(CoreId, M),
     W: Fn(Duration, usize),
 {
-    while let Some(batch) = receiver.recv().await {
-        peer.returned(batch.returned_bytes);
-        handle(peer.core, batch, &receive, |bytes| peer.owe(bytes)).await;
+    loop {
+        match receiver.try_recv() {
+            Ok(batch) => {
+                peer.returned(batch.returned_bytes);
+                handle(peer.core, batch, &receive, |bytes| peer.owe(bytes)).await;
+            }
+            Err(TryRecvError::Empty) => peer.arrived.wait().await,
+            Err(TryRecvError::Disconnected) => return peer.close(),
+        }
     }
-    peer.close();
 }
 
 /// Handles the messages that a core sends to itself.
@@ -435,7 +462,7 @@ mod tests {
         TB: Send + 'static,
     {
         let cpus = cpus_allowed().unwrap();
-        let mut ends = mailboxes(2, window_bytes).into_iter();
+        let mut ends = mailboxes(2, window_bytes).unwrap().into_iter();
         let (ends_a, ends_b) = (ends.next().unwrap(), ends.next().unwrap());
         let settings = CoreSettings::default();
         let a = start(CoreId(0), cpus[0], &settings, move || first(ends_a)).unwrap();
@@ -449,7 +476,7 @@ mod tests {
         let ((), seconds) = on_two_cores(
             256 << 10,
             |ends| async move {
-                let mailboxes = ends.connect(|_, _| {}, |_, _| {}).await;
+                let mailboxes = ends.connect(|_, _| {}, |_, _| {}).unwrap();
                 for number in 0..COUNT {
                     mailboxes.send(CoreId(1), Number(number, 64)).await.unwrap();
                     if number % 64 == 0 {
@@ -476,7 +503,7 @@ mod tests {
                         },
                         |_, _| {},
                     )
-                    .await;
+                    .unwrap();
                 done.wait().await;
                 assert!(in_order.get());
                 started.elapsed().as_secs_f64()
@@ -493,7 +520,7 @@ mod tests {
         let (taken, ()) = on_two_cores(
             WINDOW,
             |ends| async move {
-                let mailboxes = ends.connect(|_, _| {}, |_, _| {}).await;
+                let mailboxes = ends.connect(|_, _| {}, |_, _| {}).unwrap();
                 let mut taken = 0;
                 loop {
                     match mailboxes.try_send(CoreId(1), Number(taken, BYTES)) {
@@ -531,7 +558,7 @@ mod tests {
                         },
                         |_, _| {},
                     )
-                    .await;
+                    .unwrap();
                 done.wait().await;
             },
         );
@@ -543,7 +570,7 @@ mod tests {
         on_two_cores(
             1024,
             |ends| async move {
-                let mailboxes = ends.connect(|_, _| {}, |_, _| {}).await;
+                let mailboxes = ends.connect(|_, _| {}, |_, _| {}).unwrap();
                 loop {
                     match mailboxes.send(CoreId(1), Number(1, 1000)).await {
                         Ok(()) => host::yield_now().await,
@@ -552,7 +579,7 @@ mod tests {
                 }
             },
             |ends| async move {
-                let mailboxes = ends.connect(|_, _| {}, |_, _| {}).await;
+                let mailboxes = ends.connect(|_, _| {}, |_, _| {}).unwrap();
                 mailboxes.close();
                 host::sleep(Duration::from_millis(50)).await;
             },
@@ -561,12 +588,12 @@ mod tests {
 
     #[test]
     fn message_to_the_own_core_is_handled_later_by_a_task_of_its_own() {
-        let ends = mailboxes(1, 1024).remove(0);
+        let ends = mailboxes(1, 1024).unwrap().remove(0);
         let order = super::super::executor::tests::on_one_core(move || async move {
             let order = Rc::new(RefCell::new(Vec::new()));
             let seen = Rc::clone(&order);
             let mailboxes =
-                ends.connect(move |_, message: Number| seen.borrow_mut().push(message.0), |_, _| {}).await;
+                ends.connect(move |_, message: Number| seen.borrow_mut().push(message.0), |_, _| {}).unwrap();
             for number in 0..100 {
                 mailboxes.send(CoreId(0), Number(number, 500)).await.unwrap();
                 assert!(!order.borrow().contains(&number), "handled inside send");
@@ -581,7 +608,7 @@ mod tests {
 
     #[test]
     fn panicking_handler_loses_its_message_only() {
-        let ends = mailboxes(1, 1024).remove(0);
+        let ends = mailboxes(1, 1024).unwrap().remove(0);
         let seen = super::super::executor::tests::on_one_core(move || async move {
             let last = Rc::new(Cell::new(0));
             let seen = Rc::clone(&last);
@@ -589,7 +616,7 @@ mod tests {
                 assert_ne!(message.0, 1, "on purpose");
                 seen.set(message.0);
             };
-            let mailboxes = ends.connect(handler, |_, _| {}).await;
+            let mailboxes = ends.connect(handler, |_, _| {}).unwrap();
             for number in 0..3 {
                 mailboxes.send(CoreId(0), Number(number, 1)).await.unwrap();
             }

@@ -104,7 +104,8 @@ async fn submit_all(ring: Rc<Ring>, state: Rc<State>) {
 /// Answers completions whenever the eventfd says that there are some.
 async fn drain_all(ring: Rc<Ring>, waiter: DoorbellWaiter, state: Rc<State>) {
     loop {
-        let drained = waiter.wait().await.and_then(|()| ring.drain());
+        waiter.wait().await;
+        let drained = ring.drain();
         if state.stopped.get() {
             return;
         }

@@ -6,26 +6,24 @@
 //! A [`Socket`] may be read by one task and written by another of the same core at the same time: each direction has
 //! its own readiness and its own waker. Nothing is borrowed across an await.
 //!
-//! Cost: a read or write is a non-blocking system call first; only if it would block, a poll entry in the ring.
+//! Cost: a read is tried when the reactor has seen that there is something, a write at once; none of them costs a second system call.
 //!
 //! Does not know: frames, connections, limits.
 
-use std::cell::RefCell;
+use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::net::{SocketAddr, TcpListener as PlainListener};
-use std::os::fd::OwnedFd;
-use std::pin::Pin;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::task::{Context, Poll};
 
-use futures_lite::io::{AsyncRead, AsyncWrite};
-use glommio::net::{TcpListener, TcpStream};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use rustix::net::{
-    AddressFamily, RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown, SocketFlags, SocketType, ipproto,
-    sockopt,
+    AddressFamily, RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown, SocketAddrAny, SocketFlags,
+    SocketType, ipproto, sockopt,
 };
 
-use super::fd;
+use super::reactor::Watch;
 
 /// Connections that the kernel completes before a core accepts them.
 const BACKLOG: i32 = 1024;
@@ -87,7 +85,12 @@ pub fn bind_all(address: SocketAddr, cores: usize) -> Result<Vec<BoundSocket>, B
 
 fn bind_shared(address: SocketAddr) -> io::Result<OwnedFd> {
     let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
-    let fd = rustix::net::socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, Some(ipproto::TCP))?;
+    let fd = rustix::net::socket_with(
+        family,
+        SocketType::STREAM,
+        SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
+        Some(ipproto::TCP),
+    )?;
     // Without it, connections of a node that was just killed would keep the port for a minute.
     sockopt::set_socket_reuseaddr(&fd, true)?;
     sockopt::set_socket_reuseport(&fd, true)?;
@@ -104,16 +107,18 @@ impl BoundSocket {
     }
 
     /// Hands the socket to the calling core, which will accept from it.
-    #[must_use]
-    pub fn into_listener(self) -> Listener {
-        Listener { listener: fd::listener(self.fd) }
+    ///
+    /// # Errors
+    /// The kernel has no memory, or no watch left for this user.
+    pub fn into_listener(self) -> io::Result<Listener> {
+        Ok(Listener { watch: Watch::new(self.fd)? })
     }
 }
 
 /// Accepts connections on one core.
 #[derive(Debug)]
 pub struct Listener {
-    listener: TcpListener,
+    watch: Watch,
 }
 
 impl Listener {
@@ -122,16 +127,18 @@ impl Listener {
     /// # Errors
     /// The kernel is out of descriptors or memory, or the peer was gone already: try again later.
     pub async fn accept(&self) -> io::Result<Socket> {
-        let stream = self.listener.accept().await.map_err(io::Error::from)?;
-        stream.set_nodelay(true).map_err(io::Error::from)?;
-        Ok(Socket { stream: RefCell::new(stream) })
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let accept = |fd: BorrowedFd<'_>| rustix::net::accept_with(fd, flags);
+        let fd = poll_fn(|cx| self.watch.poll_read(cx, accept)).await?;
+        sockopt::set_tcp_nodelay(&fd, true)?;
+        Ok(Socket { watch: Watch::new(fd)? })
     }
 }
 
 /// A TCP connection of one core.
 #[derive(Debug)]
 pub struct Socket {
-    stream: RefCell<TcpStream>,
+    watch: Watch,
 }
 
 impl Socket {
@@ -140,7 +147,7 @@ impl Socket {
     /// # Errors
     /// The connection is gone.
     pub fn peer_address(&self) -> io::Result<SocketAddr> {
-        self.stream.borrow().peer_addr().map_err(io::Error::from)
+        inet(rustix::net::getpeername(self.watch.fd())?)
     }
 
     /// Our end.
@@ -148,12 +155,19 @@ impl Socket {
     /// # Errors
     /// The connection is gone.
     pub fn local_address(&self) -> io::Result<SocketAddr> {
-        self.stream.borrow().local_addr().map_err(io::Error::from)
+        inet(Some(rustix::net::getsockname(self.watch.fd())?))
     }
 
     /// Reads what is there into `buffer`; 0 means that the peer will send no more. One task may wait at a time.
-    pub fn poll_read(&self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut *self.stream.borrow_mut()).poll_read(cx, buffer)
+    pub fn poll_read(&self, cx: &Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+        let room = buffer.len();
+        let receive = |fd: BorrowedFd<'_>| rustix::net::recv(fd, &mut *buffer, RecvFlags::DONTWAIT);
+        self.watch.poll_read(cx, receive).map_ok(|(bytes, _)| {
+            if bytes > 0 && bytes < room {
+                self.watch.read_all();
+            }
+            bytes
+        })
     }
 
     /// Sends as much of `slices`, in order, as the kernel takes at once, perhaps nothing. Only the first [`SLICES_MAX`]
@@ -164,34 +178,33 @@ impl Socket {
     pub fn write_now(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
         let slices = &slices[..slices.len().min(SLICES_MAX)];
         let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-        let stream = self.stream.borrow();
         let sent = rustix::io::retry_on_intr(|| {
-            rustix::net::sendmsg(fd::borrow(&stream), slices, &mut SendAncillaryBuffer::default(), flags)
+            rustix::net::sendmsg(self.watch.fd(), slices, &mut SendAncillaryBuffer::default(), flags)
         });
         match sent {
-            Err(rustix::io::Errno::AGAIN) => Ok(0),
+            Err(Errno::AGAIN) => {
+                self.watch.write_blocked();
+                Ok(0)
+            }
             sent => Ok(sent?),
         }
     }
 
     /// As [`Socket::write_now`], but waits until the kernel takes something. One task may wait at a time.
-    pub fn poll_write(&self, cx: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        match self.write_now(slices) {
-            Ok(0) => {
-                // The executor's write tries once more, then waits until the socket takes bytes.
-                let first = slices.iter().find(|slice| !slice.is_empty());
-                let first: &[u8] = first.map_or(&[], |slice| slice);
-                Pin::new(&mut *self.stream.borrow_mut()).poll_write(cx, first)
+    pub fn poll_write(&self, cx: &Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        loop {
+            match self.write_now(slices) {
+                Ok(0) if self.watch.poll_writable(cx).is_pending() => return Poll::Pending,
+                Ok(0) => {}
+                result => return Poll::Ready(result),
             }
-            result => Poll::Ready(result),
         }
     }
 
     /// Whether the peer has closed its side or the connection is broken, also behind bytes that nobody has read yet.
     #[must_use]
     pub fn is_peer_gone(&self) -> bool {
-        let stream = self.stream.borrow();
-        let fd = fd::borrow(&stream);
+        let fd = self.watch.fd();
         let mut fds = [PollFd::from_borrowed_fd(fd, PollFlags::RDHUP)];
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
         match poll(&mut fds, Some(&now)) {
@@ -206,12 +219,11 @@ impl Socket {
         let mut sink = [0u8; 4096];
         let mut taken = 0;
         while taken < bytes_max {
-            let stream = self.stream.borrow();
-            match rustix::net::recv(fd::borrow(&stream), &mut sink, RecvFlags::DONTWAIT) {
+            match rustix::net::recv(self.watch.fd(), &mut sink, RecvFlags::DONTWAIT) {
                 Ok((0, _)) => return false,
                 Ok((bytes, _)) => taken += bytes,
-                Err(rustix::io::Errno::INTR) => {}
-                Err(rustix::io::Errno::AGAIN) => return true,
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => return true,
                 Err(_) => return false,
             }
         }
@@ -221,14 +233,19 @@ impl Socket {
     /// Tells the peer that no more bytes will come. What was sent before still arrives.
     pub fn shutdown_write(&self) {
         // Fails only if the connection is gone, and then there is nobody to tell.
-        let _ = rustix::net::shutdown(fd::borrow(&self.stream.borrow()), Shutdown::Write);
+        let _ = rustix::net::shutdown(self.watch.fd(), Shutdown::Write);
     }
 
     /// Breaks both directions; tasks that wait on the socket wake up.
     pub fn abort(&self) {
         // Fails only if the connection is gone already.
-        let _ = rustix::net::shutdown(fd::borrow(&self.stream.borrow()), Shutdown::Both);
+        let _ = rustix::net::shutdown(self.watch.fd(), Shutdown::Both);
     }
+}
+
+fn inet(address: Option<SocketAddrAny>) -> io::Result<SocketAddr> {
+    let address = address.ok_or(io::ErrorKind::NotConnected)?;
+    SocketAddr::try_from(address).map_err(io::Error::from)
 }
 
 #[cfg(test)]
@@ -275,7 +292,7 @@ mod tests {
             stream.read_to_end(&mut rest).unwrap();
         });
         on_one_core(move || async move {
-            let listener = bound.into_listener();
+            let listener = bound.into_listener().unwrap();
             let socket = listener.accept().await.unwrap();
             socket.shutdown_write();
             host::sleep(Duration::from_millis(20)).await;
@@ -292,7 +309,7 @@ mod tests {
         let bound = bound.remove(0);
         let core = std::thread::spawn(move || {
             on_one_core(move || async move {
-                let listener = bound.into_listener();
+                let listener = bound.into_listener().unwrap();
                 let socket = Rc::new(listener.accept().await.unwrap());
                 let writing = Rc::clone(&socket);
                 let written = Rc::new(Event::new());
@@ -345,7 +362,7 @@ mod tests {
             may_close.recv().unwrap();
         });
         on_one_core(move || async move {
-            let listener = bound.into_listener();
+            let listener = bound.into_listener().unwrap();
             let socket = listener.accept().await.unwrap();
             host::sleep(Duration::from_millis(20)).await;
             assert!(!socket.is_peer_gone());

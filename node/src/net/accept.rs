@@ -61,7 +61,8 @@ impl<S: Service> Net<S> {
         service: Rc<S>,
         settings: NetSettings,
         admission: Arc<Admission>,
-    ) -> Rc<Net<S>> {
+    ) -> io::Result<Rc<Net<S>>> {
+        let listener = bound.into_listener()?;
         let net = Rc::new(Net {
             core,
             service,
@@ -76,8 +77,8 @@ impl<S: Service> Net<S> {
             accepting: Cell::new(true),
             changed: Waiters::new(),
         });
-        host::spawn("accept", accept_all(Rc::clone(&net), bound.into_listener()));
-        net
+        host::spawn("accept", accept_all(Rc::clone(&net), listener));
+        Ok(net)
     }
 
     /// Counters of this core.

@@ -32,9 +32,12 @@ const NOT_FOUND: &[u8] =
     b"HTTP/1.1 404 Not Found\r\nContent-Type: text/plain\r\nContent-Length: 10\r\nConnection: close\r\n\r\nnot found\n";
 
 /// Answers on `bound` until `stop` is set. Runs on the calling core.
-pub fn start(bound: BoundSocket, stop: Rc<Event>) {
+///
+/// # Errors
+/// The kernel has no memory, or no watch left for this user.
+pub fn start(bound: BoundSocket, stop: Rc<Event>) -> io::Result<()> {
+    let listener = bound.into_listener()?;
     host::spawn("management", async move {
-        let listener = bound.into_listener();
         let open = Rc::new(Cell::new(0usize));
         loop {
             let accepted = {
@@ -64,6 +67,7 @@ pub fn start(bound: BoundSocket, stop: Rc<Event>) {
             }
         }
     });
+    Ok(())
 }
 
 async fn within_deadline(task: impl Future<Output = io::Result<()>>) -> io::Result<()> {

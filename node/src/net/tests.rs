@@ -143,8 +143,8 @@ impl TestNode {
                 let cpu = cpus[index % cpus.len()];
                 let body = move || async move {
                     let service = Rc::new(TestService { seen, authenticated });
-                    let net = Net::start(core, bound, service, settings, admission);
-                    stop.waiter().unwrap().wait().await.unwrap();
+                    let net = Net::start(core, bound, service, settings, admission).unwrap();
+                    stop.waiter().unwrap().wait().await;
                     net.stop_accepting().await;
                     net.close_all(Duration::from_secs(20)).await;
                 };
@@ -571,8 +571,8 @@ fn management_port_answers_every_request_with_not_found() {
     let stopping = Arc::clone(&stop);
     let core = start(CoreId(0), cpus_allowed().unwrap()[0], &CoreSettings::default(), move || async move {
         let event = Rc::new(crate::core::event::Event::new());
-        mgmt::start(bound, Rc::clone(&event));
-        stopping.waiter().unwrap().wait().await.unwrap();
+        mgmt::start(bound, Rc::clone(&event)).unwrap();
+        stopping.waiter().unwrap().wait().await;
         event.notify();
         host::sleep(Duration::from_millis(10)).await;
     })

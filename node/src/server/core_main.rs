@@ -117,7 +117,7 @@ async fn live(plan: CorePlan, tell: &impl Fn(CoreReport)) -> Result<(), String> 
         vbuckets: engine.vbucket_count(),
         reports,
     }));
-    wait_for(&waiter, &plan.orders, Step::Serve).await?;
+    wait_for(&waiter, &plan.orders, Step::Serve).await;
     let catalog = plan.orders.catalog.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let Some(catalog) = catalog else {
         // The node stops before it served.
@@ -143,32 +143,32 @@ async fn live(plan: CorePlan, tell: &impl Fn(CoreReport)) -> Result<(), String> 
         },
         direct_reads: config.direct_reads,
     };
-    let service = CoreService::start(parts, plan.mail).await;
+    let service = CoreService::start(parts, plan.mail).map_err(|error| whole(&error))?;
     let settings = NetSettings { handshake_timeout: config.handshake, ..NetSettings::default() };
     let net = Net::start(plan.core, plan.listener, service.clone(), settings, plan.admission.clone());
+    let net = net.map_err(|error| whole(&error))?;
     let stop_management = Rc::new(Event::new());
     if let Some(management) = plan.management {
-        mgmt::start(management, stop_management.clone());
+        mgmt::start(management, stop_management.clone()).map_err(|error| whole(&error))?;
     }
     tell(CoreReport::Serving);
 
-    wait_for(&waiter, &plan.orders, Step::EndConnections).await?;
+    wait_for(&waiter, &plan.orders, Step::EndConnections).await;
     stop_management.notify();
     net.stop_accepting().await;
     service.cancel_scans();
     net.close_all(GRACE).await;
     tell(CoreReport::ConnectionsEnded);
 
-    wait_for(&waiter, &plan.orders, Step::Close).await?;
+    wait_for(&waiter, &plan.orders, Step::Close).await;
     service.close_mail();
     close_shards(&shards, hosted).await
 }
 
-async fn wait_for(waiter: &DoorbellWaiter, orders: &Orders, step: Step) -> Result<(), String> {
+async fn wait_for(waiter: &DoorbellWaiter, orders: &Orders, step: Step) {
     while orders.step() < step {
-        waiter.wait().await.map_err(|error| whole(&error))?;
+        waiter.wait().await;
     }
-    Ok(())
 }
 
 async fn close_shards(shards: &[Shard], hosted: HostedRing) -> Result<(), String> {

@@ -235,7 +235,7 @@ pub fn serve(config: &Config, ready: impl FnOnce(&ReadyLine)) -> Result<(), Serv
     let settings = CoreSettings { spin_before_park: config.spin, ..CoreSettings::default() };
     let bucket_uuid = uuid::Uuid::new_v4().as_u128();
     let mut running: Vec<(CoreThread<()>, Arc<Orders>)> = Vec::new();
-    let mails = core_mail(cores);
+    let mails = core_mail(cores).map_err(|source| ServeError::System { what: "make an eventfd", source })?;
     let shared = SharedBuckets::default();
     for ((index, listener), mail) in (0..cores).zip(listeners).zip(mails) {
         let core = CoreId(index as u16);

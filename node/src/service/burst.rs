@@ -1,14 +1,16 @@
-//! The clock readings of a burst: two when it begins, one when it ends, for all requests that are answered in between.
+//! What the requests of a burst share: clock readings, two when it begins and one when it ends, and a pin.
 //!
 //! Invariants
 //! - Every request that is answered within the burst is recorded once, at its end: that is when the answers leave.
+//! - What was retired within it is freed after it; it is short.
 //!
-//! Cost: three readings a burst; a compare and an addition a request.
+//! Cost: three readings and a pin a burst; a compare and an addition a request.
 //! Does not know: what is executed, requests that are answered later.
 
 use std::cell::{Cell, RefCell};
 
 use ringbase_storage::env::Env;
+use ringbase_storage::epoch::{Pin, pin};
 
 use crate::core::host::{HeldWallClock, hold_wall_clock};
 use crate::protocol::Opcode;
@@ -22,12 +24,15 @@ pub(super) struct Burst {
     /// How many requests of each opcode have been answered; at most one entry an opcode.
     answered: RefCell<Vec<(Opcode, u64)>>,
     wall: Cell<Option<HeldWallClock>>,
+    /// The pins of its reads and writes lie within this one and cost little.
+    pin: Cell<Option<Pin>>,
 }
 
 impl Burst {
     pub(super) fn begin(&self, env: &Env) {
         self.received_ns.set(Some(env.clock.monotonic_ns()));
         self.wall.set(Some(hold_wall_clock()));
+        self.pin.set(Some(pin()));
     }
 
     /// When a request that is executed now had been read.
@@ -52,6 +57,7 @@ impl Burst {
 
     pub(super) fn end(&self, env: &Env, timings: &CoreTimings) {
         self.wall.set(None);
+        self.pin.set(None);
         let Some(received_ns) = self.received_ns.take() else { return };
         let mut answered = self.answered.borrow_mut();
         if answered.is_empty() {

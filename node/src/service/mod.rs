@@ -26,6 +26,7 @@ mod trace;
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
+use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -55,9 +56,11 @@ const MAILBOX_WINDOW_BYTES: usize = 8 << 20;
 pub struct CoreMail(MailboxEnds<Message>);
 
 /// The mailboxes of a node, one for each core.
-#[must_use]
-pub fn core_mail(cores: usize) -> Vec<CoreMail> {
-    mailboxes(cores, MAILBOX_WINDOW_BYTES).into_iter().map(CoreMail).collect()
+///
+/// # Errors
+/// Out of file descriptors or memory.
+pub fn core_mail(cores: usize) -> io::Result<Vec<CoreMail>> {
+    Ok(mailboxes(cores, MAILBOX_WINDOW_BYTES)?.into_iter().map(CoreMail).collect())
 }
 
 /// What a core serves.
@@ -142,7 +145,10 @@ pub struct CoreService {
 
 impl CoreService {
     /// Starts the service and connects it with the other cores', which must all do the same.
-    pub async fn start(parts: CoreParts, mail: CoreMail) -> Rc<CoreService> {
+    ///
+    /// # Errors
+    /// The kernel has no memory for the mailboxes, or no watch left for this user.
+    pub fn start(parts: CoreParts, mail: CoreMail) -> io::Result<Rc<CoreService>> {
         let CoreParts { core, env, engine, ring, hosts, catalog, scans, direct_reads } = parts;
         let engine = Rc::new(engine);
         let timings = Rc::new(CoreTimings::default());
@@ -177,9 +183,9 @@ impl CoreService {
         let waited = move |wait: std::time::Duration, count| {
             timings.record_mailbox_wait(u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX), count as u64);
         };
-        let connected: Mailboxes<Message> = mail.0.connect(handle, waited).await;
+        let connected: Mailboxes<Message> = mail.0.connect(handle, waited)?;
         let _ = service.outbox.set(Outbox::new(connected));
-        service
+        Ok(service)
     }
 
     /// Ends every range scan and every stream: the node stops.

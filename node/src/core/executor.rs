@@ -1,4 +1,4 @@
-//! One executor per core: a thread pinned to a CPU, with its own tasks and its own [`reactor`].
+//! One executor per core: a thread pinned to a CPU, with its own tasks and its own `reactor`.
 //!
 //! Invariants
 //! - A core runs on exactly one CPU of the process's affinity mask; no two cores share one.

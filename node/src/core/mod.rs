@@ -1,6 +1,6 @@
 //! The runtime of the node, and the only home of `glommio::`: cores, tasks, timers, sockets, mailboxes.
 //!
-//! One [`executor`] per core, and one [`reactor`], which waits for the kernel, other cores and timers; [`host`] shows both to the storage
+//! One [`executor`] per core, and one `reactor`, which waits for the kernel, other cores and timers; [`host`] shows both to the storage
 //! engine; [`event`] wakes tasks of the same core, [`doorbell`] from outside, [`mailbox`] carries messages between cores; [`socket`] is TCP;
 //! [`ring_host`] drives the storage ring.
 //!

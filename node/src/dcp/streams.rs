@@ -1,6 +1,6 @@
 //! The streams whose vbuckets are on this core: opened, ended, and what they share.
 //!
-//! Each stream is a task that reads ([`super::stream`]); the pieces it fills are sent by the connection's core and come home with
+//! Each stream is a task that reads (`stream`); the pieces it fills are sent by the connection's core and come home with
 //! [`Streams::sent`].
 //!
 //! Invariants

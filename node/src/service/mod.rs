@@ -21,6 +21,7 @@ mod message;
 mod outbox;
 mod remote;
 mod scans;
+mod seqnos;
 mod stats;
 mod trace;
 
@@ -86,6 +87,7 @@ enum Waiting {
     Scan(Rc<scans::Delivery>),
     Stream(dcp::Asking),
     Stat(stats::Gathering),
+    Seqnos(seqnos::AskingSeqnos),
     Bucket(buckets::Changing),
     Step(Rc<buckets::Round>),
 }
@@ -380,6 +382,10 @@ impl net::Service for CoreService {
             Next::Stat(job) => {
                 drop(command);
                 self.gather(job, ticket);
+            }
+            Next::VbSeqnos(job) => {
+                drop(command);
+                self.ask_seqnos(job, ticket, received_ns);
             }
             Next::SetParam(change) => {
                 drop(command);

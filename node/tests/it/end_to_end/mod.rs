@@ -12,4 +12,5 @@ mod malformed;
 mod refusals;
 mod resources;
 mod scans;
+mod seqnos;
 mod tracing;

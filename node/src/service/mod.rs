@@ -77,6 +77,8 @@ pub struct CoreParts {
     pub catalog: Arc<Catalog>,
     /// Range scans.
     pub scans: RangeScanConfig,
+    /// Bytes that the buffers of its streams may hold.
+    pub stream_bytes_max: usize,
     /// Whether a connection's core reads documents of other cores by a look at their tables.
     pub direct_reads: bool,
 }
@@ -145,7 +147,8 @@ pub struct CoreService {
 impl CoreService {
     /// Starts the service and connects it with the other cores', which must all do the same.
     pub async fn start(parts: CoreParts, mail: CoreMail) -> Rc<CoreService> {
-        let CoreParts { core, env, engine, ring, hosts, catalog, scans, direct_reads } = parts;
+        let CoreParts { core, env, engine, ring, hosts, catalog, scans, stream_bytes_max, direct_reads } =
+            parts;
         let engine = Rc::new(engine);
         let timings = Rc::new(CoreTimings::default());
         let lifecycle = engine.authority().map(|authority| {
@@ -156,7 +159,7 @@ impl CoreService {
             shared: command::session::Shared::new(Catalog::clone(&catalog), env.clone()),
             lifecycle,
             scans: RangeScans::new(env.clone(), engine.clone(), scans),
-            streams: Streams::new(env.clone()),
+            streams: Streams::new(env.clone(), stream_bytes_max),
             producers: dcp::Producers::default(),
             direct_reads,
             env,

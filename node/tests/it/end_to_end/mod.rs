@@ -5,6 +5,7 @@ pub(crate) mod rig;
 mod bootstrap;
 mod data;
 mod dcp;
+mod dcp_state;
 mod durability;
 mod ephemeral;
 mod locks;

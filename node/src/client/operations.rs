@@ -228,8 +228,21 @@ impl Connection {
     ///
     /// # Errors
     /// `Refused`: KEY_ENOENT for an unknown group.
-    pub fn stats(&mut self, group: &str, mut on_entry: impl FnMut(&[u8], &[u8])) -> Result<(), ClientError> {
-        let tag = self.send(Request::new(Opcode::STAT).key(group.as_bytes()))?;
+    pub fn stats(&mut self, group: &str, on_entry: impl FnMut(&[u8], &[u8])) -> Result<(), ClientError> {
+        self.stats_with(group.as_bytes(), b"", on_entry)
+    }
+
+    /// The same with arguments in JSON, which `dcp` takes; empty for none.
+    ///
+    /// # Errors
+    /// As [`Connection::stats`]; EINVAL or NOT_SUPPORTED for arguments that the group does not take.
+    pub fn stats_with(
+        &mut self,
+        group: &[u8],
+        arguments: &[u8],
+        mut on_entry: impl FnMut(&[u8], &[u8]),
+    ) -> Result<(), ClientError> {
+        let tag = self.send(Request::new(Opcode::STAT).key(group).value(arguments))?;
         loop {
             let more = self.receive_answer(tag, |frame| match StatEntry::of(frame) {
                 StatEntry::Pair { key, value } => {

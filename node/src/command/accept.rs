@@ -17,9 +17,10 @@ use super::ioctl::TraceDumpJob;
 use super::param::{Asked, ParamChange};
 use super::request::Request;
 use super::respond::Responder;
+use super::seqnos::VbSeqnosJob;
 use super::session::Session;
 use super::stat::StatJob;
-use super::{bucket, cluster, collections, connection, ioctl, param, sasl, stat};
+use super::{bucket, cluster, collections, connection, ioctl, param, sasl, seqnos, stat};
 use crate::auth::Role;
 use crate::protocol::{CloseReason, CollectionId, Frame, Incoming, Opcode, Refusal, Status, admit};
 
@@ -38,6 +39,8 @@ pub enum Next<'a> {
     Dcp(Request<'a>),
     /// Statistics: gather from every core, then [`StatJob::answer`].
     Stat(StatJob),
+    /// How far all vbuckets are: ask every core, then [`VbSeqnosJob::answer`].
+    VbSeqnos(VbSeqnosJob),
     /// A parameter changes on every core.
     SetParam(ParamChange),
     /// A bucket comes, goes or changes.
@@ -73,6 +76,8 @@ enum Home {
     Dcp,
     /// On all cores.
     Stat,
+    /// On all cores.
+    VbSeqnos,
     /// On all cores, by an administrator.
     SetParam,
     /// On all shards, by an administrator.
@@ -99,6 +104,7 @@ const fn home_of(opcode: Opcode) -> Home {
         | Opcode::DCP_BUFFER_ACKNOWLEDGEMENT
         | Opcode::DCP_NOOP => Home::Dcp,
         Opcode::STAT => Home::Stat,
+        Opcode::GET_ALL_VB_SEQNOS => Home::VbSeqnos,
         Opcode::SET_PARAM => Home::SetParam,
         Opcode::CREATE_BUCKET | Opcode::DELETE_BUCKET => Home::Bucket,
         Opcode::IOCTL_GET | Opcode::IOCTL_SET => Home::Ioctl,
@@ -131,7 +137,7 @@ pub fn must_run_alone(opcode: Opcode) -> bool {
         Home::RangeScan => opcode == Opcode::RANGE_SCAN_CREATE,
         // The answer to a stream request comes before the stream's messages, which no request waits for.
         Home::Dcp => matches!(opcode, Opcode::DCP_STREAM_REQ | Opcode::DCP_CLOSE_STREAM),
-        Home::Stat | Home::SetParam | Home::Bucket => true,
+        Home::Stat | Home::VbSeqnos | Home::SetParam | Home::Bucket => true,
         Home::Connection | Home::Ioctl | Home::Nowhere => false,
     }
 }
@@ -173,9 +179,13 @@ impl Session {
             Home::Vbucket(role) => self.check_document(&request, &responder, role, out),
             Home::RangeScan => self.check_document(&request, &responder, Role::ReadOnly, out),
             Home::Dcp => self.check_dcp(&request, &responder, out),
-            Home::Connection | Home::Stat | Home::SetParam | Home::Bucket | Home::Ioctl | Home::Nowhere => {
-                Ok(())
-            }
+            Home::Connection
+            | Home::Stat
+            | Home::VbSeqnos
+            | Home::SetParam
+            | Home::Bucket
+            | Home::Ioctl
+            | Home::Nowhere => Ok(()),
         };
         let handled = match (allowed, home) {
             (Ok(()), Home::Vbucket(_)) => return Next::Vbucket(request),
@@ -184,6 +194,10 @@ impl Session {
             (Err(outcome), _) => outcome,
             (Ok(()), Home::Stat) => match stat::begin(self, &request, &responder, out) {
                 Ok(job) => return Next::Stat(job),
+                Err(outcome) => outcome,
+            },
+            (Ok(()), Home::VbSeqnos) => match seqnos::begin(self, &request, &responder, out) {
+                Ok(job) => return Next::VbSeqnos(job),
                 Err(outcome) => outcome,
             },
             (Ok(()), Home::SetParam) => match param::begin(self, &request, &responder, out) {

@@ -25,6 +25,7 @@ fn stat(rig: &Rig, name: &str) -> u64 {
         group: stat::StatGroup::General,
         vbucket: None,
         bucket: rig.engine.buckets().first().map(|bucket| bucket.id),
+        dcp: stat::DcpQuery::default(),
     };
     match stat::collect(&query, &[&rig.engine]).get(name) {
         Some(StatValue::Sum(number) | StatValue::Max(number)) => *number,

@@ -5,7 +5,7 @@
 //! the key, else when the disk has answered. Statistics are gathered from every core ([`stat`]).
 //!
 //! Bottom up: [`catalog`] (what all cores know of the node), [`request`], [`respond`], [`session`], the families
-//! `connection`, `sasl`, `cluster`, `collections`, `data`, [`stat`], `bucket`, `param`, `ioctl`, and `accept` above them.
+//! `connection`, `sasl`, `cluster`, `collections`, `data`, `seqnos`, [`stat`], `bucket`, `param`, `ioctl`, and `accept` above them.
 //!
 //! Invariants
 //! - A frame is appended to the output whole or not at all.
@@ -28,6 +28,7 @@ mod data;
 mod ioctl;
 mod param;
 mod sasl;
+mod seqnos;
 pub mod stat;
 
 #[cfg(test)]
@@ -46,5 +47,6 @@ pub use ioctl::{CHUNK_BYTES, TraceDumpJob};
 pub use param::ParamChange;
 pub use request::Request;
 pub use respond::Responder;
+pub use seqnos::{VbSeqnos, VbSeqnosJob, vb_seqnos};
 pub use session::{ConnectionId, Session, SessionView};
 pub use stat::{StatJob, StatPart, StatQuery, StatSource};

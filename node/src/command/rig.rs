@@ -20,6 +20,7 @@ use ringbase_storage::vbstore::VbStore;
 use super::session::Shared;
 use super::{
     Catalog, CatalogOptions, ConnectionId, Next, Outcome, Reply, Session, StatSource, execute, stat,
+    vb_seqnos,
 };
 use crate::auth::{Role, User, Users};
 use crate::bucket::{
@@ -336,6 +337,9 @@ impl Rig {
             Next::Dcp(_) => panic!("no streams here"),
             Next::Bucket(_) => panic!("no change of buckets here"),
             Next::TraceDump(_) => panic!("no trace here"),
+            Next::VbSeqnos(job) => {
+                job.answer(&self.sim.env(), [vb_seqnos(&self.engine, job.bucket)], &mut out);
+            }
             Next::SetParam(change) => change.responder.success(&self.sim.env()).encode(&mut out),
             Next::Stat(job) => {
                 let sources: [&dyn StatSource; 1] = [&self.engine];

@@ -2,7 +2,7 @@
 //!
 //! Bottom up, first what is pure: time, history and bytes come in as arguments, decisions come out. [`settings`] is what a connection
 //! was told by DCP_OPEN and DCP_CONTROL; [`request`], [`rollback`] and [`failover`] answer a stream request;
-//! [`filter`] and [`stream_state`] belong to one stream; [`flow_control`] and [`noop`] to one connection.
+//! [`filter`], [`stream_state`] and [`time`] belong to one stream; [`flow_control`] and [`noop`] to one connection.
 //!
 //! On top of them the two ends of a stream: [`streams`] and `stream` read a vbucket on its core into pieces ([`piece`]), [`producer`]
 //! is the connection, which
@@ -26,6 +26,9 @@ pub mod stream_state;
 
 pub mod request;
 
+pub mod time;
+
+pub mod metrics;
 mod turns;
 
 pub mod piece;
@@ -33,4 +36,8 @@ pub mod piece;
 mod stream;
 pub mod streams;
 
+mod stats;
+
 pub mod producer;
+
+pub use stats::StreamFacts;

@@ -5,10 +5,13 @@
 //!
 //! Does not know: sockets, mailboxes, who reads.
 
+use std::sync::Arc;
+
 use ringbase_storage::types::{BucketId, FailoverEntry, Seqno, VbId};
 
 use super::rollback::Claim;
 use super::settings::MarkerForm;
+use super::time::ClosedTime;
 use crate::protocol::Refusal;
 use crate::protocol::dcp::{DocumentForm, Envelope, FilterSelection, StreamRequest};
 use crate::range_scan::{ConnectionId, ScanBuffer};
@@ -24,6 +27,10 @@ pub struct StreamSpec {
     pub number: StreamNumber,
     /// Whose it is.
     pub connection: ConnectionId,
+    /// The name of the connection, as it is shown.
+    pub name: Arc<str>,
+    /// How long the client's window has been closed.
+    pub window: Arc<ClosedTime>,
     /// The bucket.
     pub bucket: BucketId,
     /// The address of its messages, its vbucket with them.
@@ -66,8 +73,12 @@ pub enum StreamAnswer {
 pub struct StreamPiece {
     /// Whose.
     pub number: StreamNumber,
+    /// The vbucket of the stream.
+    pub vb: VbId,
     /// The messages.
     pub content: Content,
+    /// Documents in it.
+    pub items: u32,
     /// Whether the stream ends with it.
     pub is_last: bool,
     /// Whether what was handed over before and is not sent is dropped.

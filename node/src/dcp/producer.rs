@@ -6,24 +6,32 @@
 //!
 //! Invariants
 //! - A stream's messages leave in order; what leaves counts in the window at once.
-//! - A stream is there until the last of its bytes has left, or it is closed.
+//! - A stream is there until the last of its bytes has left, or it is closed. A closed one may be asked for again at once; the end that
+//!   its client wants to see waits beside the streams, and goes first.
+//! - At most [`ENDS_MAX`] such ends wait, and one for each stream that is there: then no stream is begun.
 //!
 //! Cost: a piece within the window is not looked into; one at its edge is walked message by message.
 //! Does not know: sockets, tasks, other cores.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use ringbase_storage::types::{BucketId, VbId};
+use serde_json::Value;
 
 use super::flow_control::{Acked, Window};
 use super::noop::{IDLE_TIMEOUT, NoopTimer};
 use super::piece::StreamNumber;
 use super::settings::ProducerSettings;
+use super::time::ClosedTime;
 use crate::protocol::dcp::signal::encode_stream_end;
 use crate::protocol::dcp::{Control, Envelope, OpenFlags, StreamEndStatus, StreamId};
 use crate::protocol::{Features, HEADER_BYTES, Refusal, Status};
+
+/// Ends of closed streams that wait for the client's window, before which no stream is begun.
+pub const ENDS_MAX: usize = 1024;
 
 /// Names a stream on its connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -39,11 +47,31 @@ pub struct StreamKey {
 struct Outgoing {
     number: StreamNumber,
     opaque: u32,
-    queue: VecDeque<Bytes>,
+    /// Bytes and the documents in them.
+    queue: VecDeque<(Bytes, u32)>,
     /// No piece follows those in the queue.
     is_ended: bool,
     /// Whether it is among those with something to send.
     is_ready: bool,
+}
+
+/// What a connection has sent and has to send.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct ProducerTotals {
+    /// Bytes of streams that left.
+    pub sent_bytes: u64,
+    /// Documents in pieces that left to their end.
+    pub sent_items: u64,
+    /// Bytes that the client gave back.
+    pub acked_bytes: u64,
+    /// Bytes that wait to be sent.
+    pub queued_bytes: usize,
+    /// Streams that are there.
+    pub streams: usize,
+    /// How often the window was closed.
+    pub closings: u64,
+    /// How often it was opened again.
+    pub openings: u64,
 }
 
 /// See the module.
@@ -59,8 +87,15 @@ pub struct Producer {
     streams: BTreeMap<StreamKey, Outgoing>,
     keys: HashMap<StreamNumber, StreamKey, ahash::RandomState>,
     ready: VecDeque<StreamKey>,
+    /// Ends of streams that were closed.
+    ends: VecDeque<Bytes>,
     sent_bytes: u64,
+    sent_items: u64,
     acked_bytes: u64,
+    closed: Arc<ClosedTime>,
+    /// How often the window was closed and opened.
+    closings: u64,
+    openings: u64,
 }
 
 impl Producer {
@@ -77,8 +112,13 @@ impl Producer {
             streams: BTreeMap::new(),
             keys: HashMap::default(),
             ready: VecDeque::new(),
+            ends: VecDeque::new(),
             sent_bytes: 0,
+            sent_items: 0,
             acked_bytes: 0,
+            closed: Arc::default(),
+            closings: 0,
+            openings: 0,
         }
     }
 
@@ -112,28 +152,82 @@ impl Producer {
         &self.window
     }
 
-    /// Bytes of streams that left, and those that the client gave back.
+    /// How long its window has been closed.
     #[must_use]
-    pub fn totals(&self) -> (u64, u64) {
-        (self.sent_bytes, self.acked_bytes)
+    pub fn closed(&self) -> &Arc<ClosedTime> {
+        &self.closed
     }
 
-    /// Streams that are there.
-    #[must_use]
-    pub fn stream_count(&self) -> usize {
-        self.streams.len()
+    /// Looks at the window after what may have closed or opened it.
+    pub fn window_changed(&mut self, now: Duration) {
+        let now_ns = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
+        let is_full = self.window.is_full();
+        if self.closed.is_now(is_full, now_ns) {
+            *(if is_full { &mut self.closings } else { &mut self.openings }) += 1;
+        }
     }
 
-    /// The vbucket of the stream with this number.
+    /// What it has sent and has to send.
     #[must_use]
-    pub fn vbucket_of(&self, number: StreamNumber) -> Option<VbId> {
-        self.keys.get(&number).map(|key| key.vb)
+    pub fn totals(&self) -> ProducerTotals {
+        let queues = || self.streams.values().flat_map(|stream| &stream.queue);
+        ProducerTotals {
+            sent_bytes: self.sent_bytes,
+            sent_items: self.sent_items,
+            acked_bytes: self.acked_bytes,
+            queued_bytes: queues().map(|(bytes, _)| bytes.len()).sum(),
+            streams: self.streams.len(),
+            closings: self.closings,
+            openings: self.openings,
+        }
     }
 
-    /// Bytes that wait to be sent.
+    /// What it is and does, by the names of statistics.
     #[must_use]
-    pub fn queued_bytes(&self) -> usize {
-        self.streams.values().flat_map(|stream| &stream.queue).map(Bytes::len).sum()
+    pub fn fields(&self, now: Duration) -> Vec<(&'static str, Value)> {
+        let (settings, totals) = (&self.settings, self.totals());
+        let now_ns = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
+        let is_paused = self.window.is_full() || self.ready.is_empty();
+        let mut fields: Vec<(&'static str, Value)> = vec![
+            ("type", "producer".into()),
+            ("created", self.opened.as_secs().into()),
+            ("supports_ack", self.window.is_on().into()),
+            ("paused", is_paused.into()),
+            ("paused_count", totals.closings.into()),
+            ("unpaused_count", totals.openings.into()),
+            ("paused_current_duration_ns", self.closed.current_ns(now_ns).into()),
+            ("paused_previous_BufferLogFull_count", totals.openings.into()),
+            (
+                "paused_previous_BufferLogFull_duration_ns",
+                (self.closed.total_ns(now_ns) - self.closed.current_ns(now_ns)).into(),
+            ),
+            ("priority", format!("{:?}", settings.priority).to_lowercase().into()),
+            ("items_sent", totals.sent_items.into()),
+            ("total_bytes_sent", totals.sent_bytes.into()),
+            ("queued_bytes", totals.queued_bytes.into()),
+            ("noop_enabled", settings.noop.into()),
+            ("noop_tx_interval", settings.noop_interval.as_secs_f64().into()),
+            ("force_value_compression", settings.compresses_values.into()),
+            ("cursor_dropping", settings.cursor_dropping.into()),
+            ("send_stream_end_on_client_close_stream", settings.stream_end_on_close.into()),
+            ("enable_expiry_opcode", settings.expiry_opcode.into()),
+            ("enable_stream_id", settings.stream_ids.into()),
+            ("synchronous_writes", settings.sync_writes.into()),
+            ("synchronous_replication", settings.is_sync_replication().into()),
+            ("change_streams_enabled", settings.change_streams.into()),
+            ("flow_control", if self.window.is_on() { "enabled" } else { "disabled" }.into()),
+            ("num_streams", totals.streams.into()),
+        ];
+        if is_paused {
+            let reason = if self.window.is_full() { "BufferLogFull" } else { "ReadyListEmpty" };
+            fields.push(("paused_current_reason", reason.into()));
+        }
+        if self.window.is_on() {
+            fields.push(("max_buffer_bytes", self.window.size_bytes().into()));
+            fields.push(("unacked_bytes", self.window.outstanding_bytes().into()));
+            fields.push(("total_acked_bytes", totals.acked_bytes.into()));
+        }
+        fields
     }
 
     /// Takes a control.
@@ -160,6 +254,12 @@ impl Producer {
     pub fn acked(&mut self, bytes: u32) -> Acked {
         self.acked_bytes += u64::from(bytes);
         self.window.acked(bytes)
+    }
+
+    /// Whether so many ends of closed streams wait that no stream is begun.
+    #[must_use]
+    pub fn has_too_many_ends(&self) -> bool {
+        self.ends.len() >= ENDS_MAX
     }
 
     /// Whether there is such a stream.
@@ -196,20 +296,26 @@ impl Producer {
             });
         };
         let (number, opaque) = (stream.number, stream.opaque);
+        self.remove_stream(number);
         if self.settings.stream_end_on_close {
             let envelope = Envelope { vbucket: key.vb, opaque, stream_id: key.id };
             let mut message = Vec::new();
             encode_stream_end(StreamEndStatus::Closed, envelope, &mut message);
-            self.queue(number, message.into(), true, true);
-        } else {
-            self.remove_stream(number);
+            self.ends.push_back(message.into());
         }
         Ok(number)
     }
 
     /// Takes a piece of a stream; false if there is no such stream any more. If it `discards`, what waits is dropped, and it is the
     /// next to be sent.
-    pub fn queue(&mut self, number: StreamNumber, bytes: Bytes, is_last: bool, discards: bool) -> bool {
+    pub fn queue(
+        &mut self,
+        number: StreamNumber,
+        bytes: Bytes,
+        items: u32,
+        is_last: bool,
+        discards: bool,
+    ) -> bool {
         let Some(key) = self.keys.get(&number).copied() else { return false };
         let Some(stream) = self.streams.get_mut(&key).filter(|stream| !stream.is_ended) else { return false };
         if discards {
@@ -223,14 +329,14 @@ impl Producer {
         }
         stream.is_ready = true;
         stream.is_ended |= is_last;
-        stream.queue.push_back(bytes);
+        stream.queue.push_back((bytes, items));
         true
     }
 
     /// Whether something may be sent now.
     #[must_use]
     pub fn has_bytes(&self) -> bool {
-        !self.ready.is_empty() && !self.window.is_full()
+        (!self.ready.is_empty() || !self.ends.is_empty()) && !self.window.is_full()
     }
 
     /// The next bytes to send, whole messages; they count as sent.
@@ -238,9 +344,14 @@ impl Producer {
         if self.window.is_full() {
             return None;
         }
+        if let Some(end) = self.ends.pop_front() {
+            self.window.sent(end.len());
+            self.sent_bytes += end.len() as u64;
+            return Some(end);
+        }
         let key = self.ready.pop_front()?;
         let stream = self.streams.get_mut(&key)?;
-        let first = stream.queue.front_mut()?;
+        let (first, items) = stream.queue.front_mut()?;
         let len = match self.window.room_bytes() {
             Some(room) => messages_within(first, room),
             None => first.len(),
@@ -249,6 +360,7 @@ impl Producer {
         self.window.sent(len);
         self.sent_bytes += len as u64;
         if first.is_empty() {
+            self.sent_items += u64::from(*items);
             stream.queue.pop_front();
         }
         if !stream.queue.is_empty() {
@@ -315,7 +427,7 @@ mod tests {
     #[test]
     fn the_window_is_exceeded_by_less_than_one_message_and_opens_with_what_is_given_back() {
         let mut producer = producer(100);
-        producer.queue(StreamNumber(1), messages(10), false, false);
+        producer.queue(StreamNumber(1), messages(10), 10, false, false);
         assert_eq!(taken(&mut producer), [128]);
         assert!(!producer.has_bytes());
         assert_eq!(producer.acked(60), Acked::Taken);
@@ -324,7 +436,8 @@ mod tests {
         assert_eq!(taken(&mut producer), [128]);
         producer.acked(128);
         assert_eq!(taken(&mut producer), [32], "the rest");
-        assert_eq!(producer.totals(), (320, 288));
+        let totals = producer.totals();
+        assert_eq!((totals.sent_bytes, totals.acked_bytes, totals.sent_items), (320, 288, 10));
         assert_eq!(producer.window().outstanding_bytes(), 32);
     }
 
@@ -332,25 +445,25 @@ mod tests {
     fn streams_take_turns_and_a_stream_is_gone_with_its_last_byte() {
         let mut producer = producer(0);
         for _ in 0..2 {
-            producer.queue(StreamNumber(1), messages(1), false, false);
-            producer.queue(StreamNumber(2), messages(2), false, false);
+            producer.queue(StreamNumber(1), messages(1), 0, false, false);
+            producer.queue(StreamNumber(2), messages(2), 0, false, false);
         }
-        producer.queue(StreamNumber(2), messages(3), true, false);
+        producer.queue(StreamNumber(2), messages(3), 0, true, false);
         assert_eq!(taken(&mut producer), [32, 64, 32, 64, 96]);
         assert!(producer.has_stream(key(1)) && !producer.has_stream(key(2)));
-        assert!(!producer.queue(StreamNumber(2), messages(1), false, false), "it has ended");
+        assert!(!producer.queue(StreamNumber(2), messages(1), 0, false, false), "it has ended");
     }
 
     /// T3.1, T3.2, T3.15: what was not sent is dropped, and the end is the first thing sent when the window opens.
     #[test]
     fn a_failed_stream_loses_what_waits_and_its_end_goes_before_what_others_have_to_say() {
         let mut producer = producer(32);
-        producer.queue(StreamNumber(1), messages(1), false, false);
+        producer.queue(StreamNumber(1), messages(1), 0, false, false);
         assert_eq!(taken(&mut producer), [32]);
-        producer.queue(StreamNumber(2), messages(1), false, false);
-        producer.queue(StreamNumber(1), messages(50), false, false);
-        producer.queue(StreamNumber(1), messages(1), true, true);
-        assert_eq!((producer.queued_bytes(), taken(&mut producer)), (64, vec![]));
+        producer.queue(StreamNumber(2), messages(1), 0, false, false);
+        producer.queue(StreamNumber(1), messages(50), 0, false, false);
+        producer.queue(StreamNumber(1), messages(1), 0, true, true);
+        assert_eq!((producer.totals().queued_bytes, taken(&mut producer)), (64, vec![]));
         producer.acked(32);
         assert_eq!(taken(&mut producer), [32]);
         assert!(!producer.has_stream(key(1)) && producer.has_stream(key(2)));
@@ -361,16 +474,40 @@ mod tests {
     #[test]
     fn a_closed_stream_is_gone_at_once_or_with_an_end_if_that_was_asked_for() {
         let mut producer = producer(0);
-        producer.queue(StreamNumber(1), messages(5), false, false);
+        producer.queue(StreamNumber(1), messages(5), 0, false, false);
         assert_eq!(producer.close_stream(key(1)), Ok(StreamNumber(1)));
         assert_eq!(taken(&mut producer), [0_usize; 0]);
         let refused = producer.close_stream(key(1)).map_err(|refusal| refusal.status);
         assert_eq!(refused, Err(Status::KEY_ENOENT));
         let control = Control::SendStreamEndOnClientCloseStream;
         producer.control(&control, Features::NONE, Duration::ZERO).unwrap();
-        producer.queue(StreamNumber(2), messages(5), false, false);
+        producer.queue(StreamNumber(2), messages(5), 0, false, false);
         assert_eq!(producer.close_stream(key(2)), Ok(StreamNumber(2)));
+        assert!(!producer.has_stream(key(2)));
         assert_eq!(taken(&mut producer), [28]);
-        assert_eq!(producer.stream_count(), 0);
+    }
+
+    #[test]
+    fn a_stream_may_be_asked_for_again_while_the_end_of_its_forerunner_waits_and_ends_are_bounded() {
+        let mut producer = producer(32);
+        let control = Control::SendStreamEndOnClientCloseStream;
+        producer.control(&control, Features::NONE, Duration::ZERO).unwrap();
+        producer.queue(StreamNumber(1), messages(5), 0, false, false);
+        assert_eq!(taken(&mut producer), [32]);
+        producer.close_stream(key(1)).unwrap();
+        assert!(!producer.has_stream(key(1)), "though the window is full");
+        producer.add_stream(key(1), StreamNumber(3), 9);
+        assert!(producer.queue(StreamNumber(3), messages(1), 0, false, false));
+        assert!(!producer.has_bytes());
+        producer.acked(32);
+        assert_eq!(taken(&mut producer), [28, 32], "the end of the first goes before the second");
+        for number in 4.. {
+            if producer.has_too_many_ends() {
+                break;
+            }
+            producer.close_stream(key(1)).unwrap();
+            producer.add_stream(key(1), StreamNumber(number), 9);
+        }
+        assert_eq!(producer.ends.len(), ENDS_MAX);
     }
 }

@@ -11,13 +11,17 @@
 //! - A read that fails ends the stream with BackfillFail at once; what was not sent is dropped (T3.1, T3.2).
 //! - At most [`PIECES_AHEAD_MAX`] pieces of a stream are handed over and not sent. Who waits longer than [`PARK_AFTER`] lets go of what
 //!   it read ahead.
+//! - Every moment of it is spent on one thing ([`super::time`]); every backfill, its opening and each of its runs is a span that is closed
+//!   with what came of it (T1.1 to T1.7).
 //!
 //! Cost: one copy a message. A slice is at most [`SLICE_ITEMS`] messages or [`SLICE_NS`].
 //! Does not know: flow control, sockets.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
+use std::future::{Future, poll_fn};
 use std::panic::AssertUnwindSafe;
+use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -29,12 +33,14 @@ use ringbase_storage::seqlist::{BatchLimits, Progress};
 use ringbase_storage::sync::Event;
 use ringbase_storage::types::{BucketId, Seqno};
 use ringbase_storage::vbstore::{SeqnoReading, VbStore};
+use tracing::{Instrument, Span};
 
 use super::filter::CollectionFilter;
 use super::piece::{Content, PieceSink, StreamNumber, StreamPiece, StreamSpec};
 use super::settings::MarkerForm;
 use super::stream_state::StreamState;
-use super::streams::{ConnectionTurns, Core};
+use super::streams::{ConnectionTurns, Core, Leaving};
+use super::time::{Spent, StreamTime};
 use super::turns::Turn;
 use crate::protocol::CollectionId;
 use crate::protocol::dcp::signal::{encode_seqno_advanced, encode_stream_end};
@@ -46,6 +52,10 @@ use crate::range_scan::{ConnectionId, ScanBuffer};
 
 /// A piece is handed over when it has this many bytes.
 const PIECE_BYTES: usize = 64 << 10;
+
+/// Room in a buffer: for a piece, and for what its last message exceeds it by if that is a small one. A buffer that had to grow is not used
+/// again.
+const PIECE_ROOM: usize = PIECE_BYTES + (8 << 10);
 
 /// Pieces of one stream that are handed over and not sent, at most.
 const PIECES_AHEAD_MAX: usize = 2;
@@ -62,28 +72,72 @@ const CLOCK_ITEMS: usize = 32;
 /// Who waits longer than this to fill a piece lets go of what it read ahead.
 const PARK_AFTER: Duration = Duration::from_millis(50);
 
+/// How long to wait for memory before looking again: a buffer that went with its connection is not announced.
+const MEMORY_WAIT: Duration = Duration::from_millis(100);
+
+/// The target of the spans.
+const SPANS: &str = "ringbase::dcp";
+
 /// See the module.
 pub(super) struct Stream {
-    spec: StreamSpec,
+    pub(super) spec: StreamSpec,
     filter: CollectionFilter,
-    store: Rc<VbStore>,
+    pub(super) store: Rc<VbStore>,
     core: Rc<Core>,
     turns: Rc<ConnectionTurns>,
     sink: Rc<dyn PieceSink>,
-    state: Cell<StreamState>,
+    pub(super) state: Cell<StreamState>,
     /// The last seqno that the client has, or will have with what is filled.
-    position: Cell<Seqno>,
-    end: Cell<Seqno>,
+    pub(super) position: Cell<Seqno>,
+    pub(super) end: Cell<Seqno>,
     has_marked: Cell<bool>,
+    /// The last snapshot that was announced.
+    pub(super) announced: Cell<(Seqno, Seqno)>,
+    /// Whether it may have a view open.
+    pub(super) has_slot: Cell<bool>,
+    pub(super) counts: Cell<Counts>,
+    pub(super) time: StreamTime,
     /// One for each piece that was handed over and not sent.
-    under_way: RefCell<VecDeque<Turn>>,
+    pub(super) under_way: RefCell<VecDeque<UnderWay>>,
+    /// The last seqno sent, and the end of its snapshot.
+    pub(super) sent: Cell<(Seqno, Seqno)>,
     changed: Event,
+}
+
+/// What a stream has made.
+#[derive(Debug, Default, Clone, Copy)]
+pub(super) struct Counts {
+    /// Documents of backfills.
+    pub(super) disk_items: u64,
+    /// Documents of snapshots of memory.
+    pub(super) memory_items: u64,
+    /// Bytes of their messages.
+    pub(super) bytes: u64,
+}
+
+/// A piece that was handed over and not sent.
+pub(super) struct UnderWay {
+    turn: Turn,
+    last: Seqno,
+    snapshot_end: Seqno,
+    pub(super) bytes: usize,
+    pub(super) items: u32,
+}
+
+/// A span that is closed with what the stream did in it, however it ends.
+struct Closing<'s> {
+    stream: &'s Stream,
+    span: Span,
+    before: Counts,
+    status: &'static str,
+    result: &'static str,
 }
 
 /// A piece that is being filled.
 struct Filling {
     buffer: ScanBuffer,
     turn: Turn,
+    items: u32,
 }
 
 /// How a stream ends by itself.
@@ -108,10 +162,23 @@ struct Snapshot {
     is_first: bool,
     is_announced: bool,
     last: Seqno,
+    /// When its view was opened, of a backfill.
+    opened_ns: Option<u64>,
 }
 
 /// Reads until the stream ends or is ended.
 pub(super) async fn run(stream: Rc<Stream>) {
+    let mut task = pin!(read(&stream));
+    poll_fn(|context| {
+        stream.time.runs(stream.now_ns(), &stream.core.metrics.spent);
+        let polled = task.as_mut().poll(context);
+        stream.time.pauses(stream.now_ns(), &stream.core.metrics.spent);
+        polled
+    })
+    .await;
+}
+
+async fn read(stream: &Stream) {
     let ended = async {
         stream.changed.until(|| stream.is_dead()).await;
         None
@@ -145,6 +212,11 @@ impl Stream {
             position: Cell::new(spec.request.start),
             end: Cell::new(spec.request.end),
             has_marked: Cell::new(false),
+            announced: Cell::new((spec.request.snap_start, spec.request.snap_end)),
+            has_slot: Cell::new(false),
+            counts: Cell::default(),
+            time: StreamTime::new(core.env.clock.monotonic_ns(), spec.window.clone()),
+            sent: Cell::new((spec.request.start, spec.request.snap_end)),
             under_way: RefCell::default(),
             changed: Event::default(),
             spec,
@@ -169,16 +241,26 @@ impl Stream {
 
     /// A piece was sent.
     pub(super) fn piece_sent(&self) {
-        let turn = self.under_way.borrow_mut().pop_front();
-        drop(turn);
+        let sent = self.under_way.borrow_mut().pop_front();
+        if let Some(UnderWay { turn, last, snapshot_end, .. }) = sent {
+            self.sent.set((last, snapshot_end));
+            drop(turn);
+        }
         self.changed.notify_all();
     }
 
-    /// Ends it without a word.
+    /// Ends it without a word. What is under way keeps its turns until it comes home.
     pub(super) fn kill(&self) {
         self.state.set(StreamState::Dead);
-        self.under_way.take();
+        self.time.ends(self.now_ns(), &self.core.metrics.spent);
+        let pieces = self.under_way.take().into_iter().map(|piece| piece.turn).collect();
+        let leaving = Leaving { connection: self.connection(), _turns: self.turns.clone(), pieces };
+        self.core.leave(self.spec.number, leaving);
         self.changed.notify_all();
+    }
+
+    pub(super) fn now_ns(&self) -> u64 {
+        self.core.env.clock.monotonic_ns()
     }
 
     /// Ends it with a message, from outside of its task.
@@ -193,16 +275,20 @@ impl Stream {
             return;
         }
         let discards = !matches!(end.status, StreamEndStatus::Ok) && self.state.get().discards_queue_at_end();
+        let rest = end.rest.map(|filling| self.set_off(filling));
         self.kill();
-        self.send_end(end.status, end.rest, discards);
+        self.send_end(end.status, rest, discards);
     }
 
-    fn send_end(&self, status: StreamEndStatus, rest: Option<Filling>, discards: bool) {
+    fn send_end(&self, status: StreamEndStatus, rest: Option<(ScanBuffer, u32)>, discards: bool) {
         let status = if self.spec.selection.is_some() { status } else { status.without_collections() };
         let (vb, conn) = (self.spec.envelope.vbucket.0, self.spec.connection.0);
-        tracing::debug!(vb, conn, status = status.name(), position = self.position.get().0, "stream ended");
+        let (stream, position, wall_ns) =
+            (self.spec.number.0, self.position.get().0, self.time.wall_ns(self.now_ns()));
+        tracing::debug!(vb, conn, stream, status = status.name(), position, wall_ns, "stream ended");
+        let items = rest.as_ref().map_or(0, |(_, items)| *items);
         let content = match rest {
-            Some(Filling { mut buffer, .. }) => {
+            Some((mut buffer, _)) => {
                 encode_stream_end(status, self.spec.envelope, buffer.vec());
                 buffer.recount();
                 Content::Buffer(buffer)
@@ -213,7 +299,12 @@ impl Stream {
                 Content::Small(message)
             }
         };
-        self.sink.send(StreamPiece { number: self.spec.number, content, is_last: true, discards });
+        self.send(content, items, true, discards);
+    }
+
+    fn send(&self, content: Content, items: u32, is_last: bool, discards: bool) {
+        let (number, vb) = (self.spec.number, self.spec.envelope.vbucket);
+        self.sink.send(StreamPiece { number, vb, content, items, is_last, discards });
     }
 
     fn is_dead(&self) -> bool {
@@ -249,6 +340,7 @@ impl Stream {
                 self.backfill().await
             } else {
                 self.change(StreamState::InMemory);
+                self.time.waits_for(Spent::UpToDate);
                 if !self.store.wait_written(self.position.get()).await {
                     return End::with(StreamEndStatus::StateChanged);
                 }
@@ -279,11 +371,31 @@ impl Stream {
         }
         let (position, is_first) = (self.position.get(), !self.has_marked.get());
         let start = if is_first { self.spec.request.snap_start } else { position.next() };
-        Snapshot { start, end, flags, purge, is_first, is_announced: false, last: position }
+        Snapshot { start, end, flags, purge, is_first, is_announced: false, last: position, opened_ns: None }
     }
 
     /// Sends one snapshot of memory.
     async fn follow(&self) -> Result<(), End> {
+        let span = tracing::debug_span!(
+            target: SPANS,
+            "dcp_memory_snapshot",
+            flow = self.spec.number.0,
+            vb = self.spec.envelope.vbucket.0,
+            conn = &*self.spec.name,
+            start = self.position.get().next().0,
+            last = tracing::field::Empty,
+            items = tracing::field::Empty,
+            bytes = tracing::field::Empty,
+            status = tracing::field::Empty,
+            result = tracing::field::Empty
+        );
+        let closing = Closing::new(self, span.clone());
+        let read = self.read_memory().instrument(span).await;
+        closing.ends_with(&read);
+        read
+    }
+
+    async fn read_memory(&self) -> Result<(), End> {
         let mut filling = self.fill_next(|| {}).await?;
         let mut reading: SeqnoReading = self.store.open_seqnos(self.position.get().next());
         if self.misses_tombstones(reading.purge_seqno()) {
@@ -322,6 +434,7 @@ impl Stream {
                 self.hand_over(filling);
                 filling = self.fill_next(|| {}).await?;
             }
+            self.time.waits_for(Spent::Turn);
             self.core.env.relax().await;
         }
     }
@@ -329,16 +442,96 @@ impl Stream {
     /// Sends one snapshot of disk.
     async fn backfill(&self) -> Result<(), End> {
         self.change(StreamState::Backfilling);
-        let _slot = self.turns.backfills.take().await;
-        let mut filling = self.fill_next(|| {}).await?;
-        let opened = SeqnoScan::open(&self.store, self.position.get().next()).await;
-        let mut scan = opened.map_err(|error| self.unreadable(&error))?;
+        let span = tracing::debug_span!(
+            target: SPANS,
+            "dcp_backfill",
+            flow = self.spec.number.0,
+            vb = self.spec.envelope.vbucket.0,
+            conn = &*self.spec.name,
+            start = self.position.get().next().0,
+            last = tracing::field::Empty,
+            items = tracing::field::Empty,
+            bytes = tracing::field::Empty,
+            status = tracing::field::Empty,
+            result = tracing::field::Empty
+        );
+        let closing = Closing::new(self, span.clone());
+        let read = async {
+            self.time.waits_for(Spent::Slot);
+            let _slot = self.turns.backfills.take().await;
+            self.has_slot.set(true);
+            self.read_disk().await
+        };
+        let read = read.instrument(span).await;
+        self.has_slot.set(false);
+        closing.ends_with(&read);
+        read
+    }
+
+    /// Opens a view of the vbucket from the position on.
+    async fn open_scan(&self) -> Result<SeqnoScan, End> {
+        let from = self.position.get().next();
+        let span = tracing::debug_span!(
+            target: SPANS,
+            "dcp_scan_open",
+            flow = self.spec.number.0,
+            vb = self.spec.envelope.vbucket.0,
+            kind = "by seqno",
+            start = from.0,
+            end = tracing::field::Empty,
+            purge = tracing::field::Empty,
+            status = tracing::field::Empty,
+            result = tracing::field::Empty
+        );
+        let mut closing = Closing::new(self, span.clone());
+        self.time.waits_for(Spent::Device);
+        let opened = SeqnoScan::open(&self.store, from).instrument(span).await;
+        let scan = match opened {
+            Ok(scan) => scan,
+            Err(error) => {
+                closing.result = "failed";
+                return Err(self.unreadable(&error));
+            }
+        };
+        self.core.metrics.backfills.add(1);
+        closing.span.record("end", scan.view().end().0);
+        closing.span.record("purge", scan.purge_seqno().0);
         if self.misses_tombstones(scan.purge_seqno()) {
+            closing.result = "purged";
             return Err(End::with(StreamEndStatus::Rollback));
         }
+        closing.result = "opened";
+        Ok(scan)
+    }
+
+    /// The span of one run of a backfill.
+    fn run_span(&self) -> Span {
+        tracing::debug_span!(
+            target: SPANS,
+            "dcp_backfill_run",
+            flow = self.spec.number.0,
+            vb = self.spec.envelope.vbucket.0,
+            conn = &*self.spec.name,
+            state = self.state.get().name(),
+            from = self.position.get().next().0,
+            last = tracing::field::Empty,
+            items = tracing::field::Empty,
+            bytes = tracing::field::Empty,
+            status = tracing::field::Empty,
+            result = tracing::field::Empty
+        )
+    }
+
+    async fn read_disk(&self) -> Result<(), End> {
+        let mut filling = self.fill_next(|| {}).await?;
+        let mut scan = self.open_scan().await?;
         let mut snapshot = self.snapshot(scan.view().end(), MarkerFlags::BACKFILL, scan.purge_seqno());
+        snapshot.opened_ns = Some(scan.view().opened_ns());
         loop {
-            let started_ns = self.core.env.clock.monotonic_ns();
+            let mut closing = Closing::new(self, self.run_span());
+            let span = closing.span.clone();
+            self.time.waits_for(Spent::Device);
+            let started_ns = self.now_ns();
             let (mut taken, mut failure, mut is_over) = (0, None, false);
             let read = scan
                 .run(|record| {
@@ -351,29 +544,51 @@ impl Stream {
                         return false;
                     }
                     taken += 1;
-                    let is_late = || self.core.env.clock.monotonic_ns() - started_ns >= SLICE_NS;
+                    let is_late = || self.now_ns() - started_ns >= SLICE_NS;
                     let is_out = taken >= SLICE_ITEMS || (taken % CLOCK_ITEMS == 0 && is_late());
                     !(is_out || is_full(&mut filling))
                 })
+                .instrument(span)
                 .await;
-            let more = read.map_err(|error| self.unreadable(&error))?;
+            let more = match read {
+                Ok(more) => more,
+                Err(error) => {
+                    closing.result = "failed";
+                    return Err(self.unreadable(&error));
+                }
+            };
             if let Some(error) = failure {
+                closing.result = "failed";
                 return Err(self.unsendable(&error));
             }
-            if is_over {
+            if is_over || !more {
+                closing.result = if is_over { "end seqno" } else { "end" };
+                drop((closing, scan));
+                if !is_over {
+                    self.complete(&mut snapshot, &mut filling);
+                    return self.done(filling);
+                }
                 return Err(self.reached_end(filling));
-            }
-            if !more {
-                drop(scan);
-                self.complete(&mut snapshot, &mut filling);
-                return self.done(filling);
             }
             if is_full(&mut filling) {
                 self.hand_over(filling);
+                (closing.result, closing.status) = ("buffer full", self.status_of_next());
+                drop(closing);
                 filling = self.fill_next(|| scan.park()).await?;
+            } else {
+                closing.result = if taken >= SLICE_ITEMS { "items" } else { "time" };
+                closing.status = SUCCESS;
+                drop(closing);
             }
+            self.time.waits_for(Spent::Turn);
             self.core.env.relax().await;
         }
+    }
+
+    /// What a run with a full buffer ends with: whether the next one may begin at once.
+    fn status_of_next(&self) -> &'static str {
+        let is_free = self.under_way.borrow().len() < PIECES_AHEAD_MAX && self.turns.pieces.is_free();
+        if is_free && self.core.has_room() { SUCCESS } else { SNOOZE }
     }
 
     /// Appends the message of a document, and the marker before the first one of a snapshot.
@@ -393,6 +608,9 @@ impl Stream {
             let out = filling.buffer.vec();
             let before = out.len();
             if !snapshot.is_announced {
+                if let Some(opened_ns) = snapshot.opened_ns {
+                    self.core.metrics.first_item_ns.record(self.now_ns().saturating_sub(opened_ns));
+                }
                 self.announce(snapshot, out);
             }
             let appended = match record.frame {
@@ -403,6 +621,14 @@ impl Stream {
                 out.truncate(before);
                 return Err(error);
             }
+            let mut counts = self.counts.get();
+            counts.bytes += (out.len() - before) as u64;
+            match snapshot.flags.contains(MarkerFlags::DISK) {
+                true => counts.disk_items += 1,
+                false => counts.memory_items += 1,
+            }
+            self.counts.set(counts);
+            filling.items += 1;
             snapshot.last = meta.seqno;
         }
         self.position.set(meta.seqno);
@@ -412,6 +638,7 @@ impl Stream {
     fn announce(&self, snapshot: &mut Snapshot, out: &mut Vec<u8>) {
         snapshot.is_announced = true;
         self.has_marked.set(true);
+        self.announced.set((snapshot.start, snapshot.end));
         let (max_visible, high_completed, high_prepared) = (snapshot.end, Seqno(0), Seqno(0));
         let version = match self.spec.markers {
             MarkerForm::V1 => MarkerVersion::V1,
@@ -446,23 +673,33 @@ impl Stream {
     }
 
     fn hand_over(&self, filling: Filling) {
-        let Filling { mut buffer, mut turn } = filling;
-        if buffer.records().is_empty() {
-            return self.core.pool.give(buffer);
+        if filling.buffer.records().is_empty() {
+            return self.core.pool.give(filling.buffer);
         }
-        turn.weigh(buffer.records().len().div_ceil(PIECE_BYTES));
+        let (buffer, items) = self.set_off(filling);
+        self.send(Content::Buffer(buffer), items, false, false);
+    }
+
+    /// Counts a buffer as under way until it comes home.
+    fn set_off(&self, filling: Filling) -> (ScanBuffer, u32) {
+        let Filling { mut buffer, mut turn, items } = filling;
         buffer.recount();
-        self.under_way.borrow_mut().push_back(turn);
-        let content = Content::Buffer(buffer);
-        let number = self.spec.number;
-        self.sink.send(StreamPiece { number, content, is_last: false, discards: false });
+        let bytes = buffer.records().len();
+        turn.weigh(bytes.div_ceil(PIECE_BYTES));
+        self.core.metrics.piece_bytes.record(bytes as u64);
+        let (last, (_, snapshot_end)) = (self.position.get(), self.announced.get());
+        self.under_way.borrow_mut().push_back(UnderWay { turn, last, snapshot_end, bytes, items });
+        (buffer, items)
     }
 
     /// Waits until one more piece may be filled; `park` is called if that takes long.
     async fn fill_next(&self, park: impl FnOnce()) -> Result<Filling, End> {
         let turn = async {
+            self.time.waits_for(Spent::Credit);
             self.changed.until(|| self.under_way.borrow().len() < PIECES_AHEAD_MAX).await;
-            self.turns.pieces.take().await
+            let turn = self.turns.pieces.take().await;
+            self.wait_for_memory().await;
+            turn
         };
         let mut turn = std::pin::pin!(turn);
         let in_time = or(async { Some(turn.as_mut().await) }, async {
@@ -476,12 +713,21 @@ impl Stream {
                 turn.await
             }
         };
-        match self.core.pool.take(PIECE_BYTES) {
-            Ok((buffer, _)) => Ok(Filling { buffer, turn }),
+        match self.core.pool.take(PIECE_ROOM) {
+            Ok((buffer, _)) => Ok(Filling { buffer, turn, items: 0 }),
             Err(_) => {
                 tracing::error!(vb = self.spec.envelope.vbucket.0, "no memory for a piece of a stream");
                 Err(End::with(StreamEndStatus::BackfillFail))
             }
+        }
+    }
+
+    /// Waits until the core's streams may hold one more piece; the only one of a connection always may be held.
+    async fn wait_for_memory(&self) {
+        let has_room = || self.turns.pieces.taken() <= 1 || self.core.has_room();
+        while !has_room() {
+            self.time.waits_for(Spent::Memory);
+            or(self.core.freed.until(has_room), self.core.env.spawn.sleep(MEMORY_WAIT)).await;
         }
     }
 
@@ -499,8 +745,47 @@ impl Stream {
 
     fn failed(&self, error: &(dyn std::error::Error + 'static)) -> End {
         let (vb, position) = (self.spec.envelope.vbucket.0, self.position.get().0);
-        tracing::error!(vb, position, error, "stream cannot read its data");
+        self.core.metrics.read_failures.add(1);
+        tracing::error!(vb, stream = self.spec.number.0, position, error, "stream cannot read its data");
         End::with(StreamEndStatus::BackfillFail)
+    }
+}
+
+/// What a run ends with: it goes on at once.
+const SUCCESS: &str = "success";
+
+/// It goes on when something else has happened.
+const SNOOZE: &str = "snooze";
+
+/// It is over.
+const FINISHED: &str = "finished";
+
+impl<'s> Closing<'s> {
+    /// Closes `span`; unless something else is said, because the stream was ended from outside or by a bug of ours.
+    fn new(stream: &'s Stream, span: Span) -> Closing<'s> {
+        Closing { before: stream.counts.get(), stream, span, status: FINISHED, result: "cancelled" }
+    }
+
+    fn ends_with(mut self, read: &Result<(), End>) {
+        self.result = match read {
+            Ok(()) => "end",
+            Err(end) => end.status.name(),
+        };
+    }
+}
+
+impl Drop for Closing<'_> {
+    fn drop(&mut self) {
+        if self.span.is_disabled() {
+            return;
+        }
+        let (counts, before) = (self.stream.counts.get(), self.before);
+        let items = |counts: Counts| counts.disk_items + counts.memory_items;
+        self.span.record("last", self.stream.position.get().0);
+        self.span.record("items", items(counts) - items(before));
+        self.span.record("bytes", counts.bytes - before.bytes);
+        self.span.record("status", self.status);
+        self.span.record("result", self.result);
     }
 }
 

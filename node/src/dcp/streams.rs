@@ -5,28 +5,32 @@
 //!
 //! Invariants
 //! - A stream is in the map exactly while it is not Dead; a last piece leaves it exactly once, unless its connection closed it or is gone.
-//! - When a stream ends, its task lets go of buffer, view and reader as soon as it runs.
+//! - When a stream ends, its task lets go of buffer, view and reader as soon as it runs. What it handed over keeps its turns until it
+//!   comes home.
 //! - Buffers of one connection's streams on a core: [`PIECES_MAX`] pieces' worth of bytes, and what one document exceeds a piece by.
-//!   Open backfills of them:
-//!   at most [`BACKFILLS_MAX`].
+//!   Open backfills of them: at most [`BACKFILLS_MAX`].
+//! - Buffers of all streams of a core: the bytes it was given, one piece for each connection, and what documents exceed their pieces by.
 //!
 //! Cost: a task a stream; nothing while it is up to date.
 //! Does not know: sockets, requests' frames, where connections are.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::rc::{Rc, Weak};
 
 use ringbase_storage::env::Env;
+use ringbase_storage::sync::Event;
 use ringbase_storage::types::BucketId;
 use ringbase_storage::vbstore::VbStore;
 
+use super::metrics::StreamMetrics;
 use super::piece::{PieceSink, SentPiece, StreamAnswer, StreamNumber, StreamSpec};
 use super::request::{Reach, at_latest, bound, check};
 use super::rollback::{Decision, History, decide};
 use super::stream::{Stream, run};
-use super::turns::Turns;
+use super::turns::{Turn, Turns};
 use crate::protocol::dcp::StreamEndStatus;
+use crate::protocol::{Refusal, Status};
 use crate::range_scan::{BufferPool, ConnectionId};
 
 /// Pieces of a connection on one core that are filled or under way, at most.
@@ -34,6 +38,12 @@ pub const PIECES_MAX: usize = 32;
 
 /// Backfills of a connection on one core that have their view open, at most.
 pub const BACKFILLS_MAX: usize = 64;
+
+/// Percent of the streams' memory in use from which on no stream begins.
+const MEMORY_PERCENT_MAX: usize = 96;
+
+/// Bytes of buffers that the streams of a core may hold, at least.
+pub const BYTES_MIN: usize = 1 << 20;
 
 /// What the streams of one connection share on a core.
 #[derive(Debug)]
@@ -52,23 +62,56 @@ impl ConnectionTurns {
 pub(super) struct Core {
     pub(super) env: Env,
     pub(super) pool: BufferPool,
-    streams: RefCell<BTreeMap<StreamNumber, Rc<Stream>>>,
+    pub(super) metrics: StreamMetrics,
+    bytes_max: usize,
+    /// A buffer came home.
+    pub(super) freed: Event,
+    pub(super) streams: RefCell<BTreeMap<StreamNumber, Rc<Stream>>>,
+    leaving: RefCell<HashMap<StreamNumber, Leaving, ahash::RandomState>>,
     turns: RefCell<HashMap<ConnectionId, Weak<ConnectionTurns>, ahash::RandomState>>,
+}
+
+/// What a stream that has ended left under way.
+pub(super) struct Leaving {
+    pub(super) connection: ConnectionId,
+    /// Of these; kept so that no others are made for the connection.
+    pub(super) _turns: Rc<ConnectionTurns>,
+    pub(super) pieces: VecDeque<Turn>,
 }
 
 /// See the module. Cloning shares it.
 #[derive(Clone)]
 pub struct Streams {
-    core: Rc<Core>,
+    pub(super) core: Rc<Core>,
 }
 
 impl Streams {
-    /// No streams yet.
+    /// No streams yet; their buffers may hold `bytes_max`, and a piece for each connection.
     #[must_use]
-    pub fn new(env: Env) -> Streams {
-        let core =
-            Core { env, pool: BufferPool::default(), streams: RefCell::default(), turns: RefCell::default() };
+    pub fn new(env: Env, bytes_max: usize) -> Streams {
+        let core = Core {
+            env,
+            pool: BufferPool::default(),
+            metrics: StreamMetrics::default(),
+            bytes_max: bytes_max.max(BYTES_MIN),
+            freed: Event::default(),
+            streams: RefCell::default(),
+            leaving: RefCell::default(),
+            turns: RefCell::default(),
+        };
         Streams { core: Rc::new(core) }
+    }
+
+    /// What is counted and timed.
+    #[must_use]
+    pub fn metrics(&self) -> &StreamMetrics {
+        &self.core.metrics
+    }
+
+    /// Bytes that the buffers of streams hold.
+    #[must_use]
+    pub fn buffer_bytes(&self) -> usize {
+        self.core.pool.account().held()
     }
 
     /// Opens a stream of `store`; its pieces go to `sink`, the first one not before the caller's next await.
@@ -87,9 +130,15 @@ impl Streams {
             Ok(bounded) => spec.request = bounded,
             Err(refusal) => return StreamAnswer::Refused(refusal),
         }
+        if self.buffer_bytes() >= self.core.bytes_max / 100 * MEMORY_PERCENT_MAX {
+            self.core.metrics.refused_for_memory.add(1);
+            return StreamAnswer::Refused(Refusal::new(Status::ENOMEM, "Streams hold too much memory"));
+        }
+        self.core.metrics.streams.add(1);
         tracing::debug!(
             vb = spec.envelope.vbucket.0,
             conn = spec.connection.0,
+            stream = spec.number.0,
             start = spec.request.start.0,
             end = spec.request.end.0,
             "stream opened"
@@ -112,6 +161,9 @@ impl Streams {
     /// A connection is gone: so are its streams.
     pub fn connection_gone(&self, connection: ConnectionId) {
         self.take(|stream| stream.connection() == connection).iter().for_each(|stream| stream.kill());
+        // What was under way does not come home: it went with the connection.
+        self.core.leaving.borrow_mut().retain(|_, leaving| leaving.connection != connection);
+        self.core.freed.notify_all();
     }
 
     /// The node stops.
@@ -131,9 +183,11 @@ impl Streams {
         let SentPiece { number, buffer, .. } = sent;
         self.core.pool.give(buffer);
         let stream = self.core.streams.borrow().get(&number).cloned();
-        if let Some(stream) = stream {
-            stream.piece_sent();
+        match stream {
+            Some(stream) => stream.piece_sent(),
+            None => self.core.left(number),
         }
+        self.core.freed.notify_all();
     }
 
     fn take(&self, wanted: impl Fn(&Stream) -> bool) -> Vec<Rc<Stream>> {
@@ -158,6 +212,29 @@ impl Streams {
 }
 
 impl Core {
+    /// Whether the streams may hold one more piece.
+    pub(super) fn has_room(&self) -> bool {
+        self.pool.account().held() < self.bytes_max
+    }
+
+    /// A stream has ended and left something under way.
+    pub(super) fn leave(&self, number: StreamNumber, leaving: Leaving) {
+        if !leaving.pieces.is_empty() {
+            self.leaving.borrow_mut().insert(number, leaving);
+        }
+    }
+
+    /// A piece of a stream that has ended came home.
+    fn left(&self, number: StreamNumber) {
+        use std::collections::hash_map::Entry;
+        if let Entry::Occupied(mut entry) = self.leaving.borrow_mut().entry(number) {
+            entry.get_mut().pieces.pop_front();
+            if entry.get().pieces.is_empty() {
+                entry.remove();
+            }
+        }
+    }
+
     /// A stream has ended by itself; false if it is not there any more.
     pub(super) fn forget(&self, number: StreamNumber) -> bool {
         self.streams.borrow_mut().remove(&number).is_some()

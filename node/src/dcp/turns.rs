@@ -15,6 +15,7 @@ use std::task::{Poll, Waker};
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Turns {
+    count: isize,
     /// Below 0 while a turn weighs more than there was room for.
     free: Cell<isize>,
     line: RefCell<VecDeque<Rc<Place>>>,
@@ -41,12 +42,23 @@ struct InLine {
 
 impl Turns {
     pub(super) fn new(count: usize) -> Rc<Turns> {
-        Rc::new(Turns { free: Cell::new(count as isize), line: RefCell::default() })
+        let count = count as isize;
+        Rc::new(Turns { count, free: Cell::new(count), line: RefCell::default() })
+    }
+
+    /// Turns that are taken, each as often as it weighs.
+    pub(super) fn taken(&self) -> usize {
+        usize::try_from(self.count - self.free.get()).unwrap_or_default()
+    }
+
+    /// Whether a turn would be given at once.
+    pub(super) fn is_free(&self) -> bool {
+        self.free.get() > 0 && self.line.borrow().is_empty()
     }
 
     /// Waits for a turn.
     pub(super) async fn take(self: &Rc<Turns>) -> Turn {
-        if self.free.get() > 0 && self.line.borrow().is_empty() {
+        if self.is_free() {
             self.free.set(self.free.get() - 1);
             return Turn { turns: self.clone(), weight: 1 };
         }
@@ -124,7 +136,7 @@ mod tests {
             assert!(block_on(poll_once(third.as_mut())).is_none(), "the second is given it");
         }
         let third = block_on(poll_once(third.as_mut())).expect("the second gave it up");
-        assert_eq!(turns.free.get(), 0);
+        assert_eq!((turns.free.get(), turns.taken(), turns.is_free()), (0, 1, false));
         drop(third);
         assert_eq!(turns.free.get(), 1);
     }

@@ -36,6 +36,9 @@ use crate::service::{CoreMail, CoreParts, CoreService};
 /// Time that connections have for their last bytes when the node stops.
 const GRACE: Duration = Duration::from_secs(5);
 
+/// The buffers of streams may hold one part of so many of a core's memory.
+const STREAM_SHARE: usize = 16;
+
 /// A shard of this core.
 pub(super) struct ShardPlan {
     pub(super) id: ShardId,
@@ -141,6 +144,7 @@ async fn live(plan: CorePlan, tell: &impl Fn(CoreReport)) -> Result<(), String> 
             send_size: config.send_size,
             readers_max: 0,
         },
+        stream_bytes_max: config.memory_bytes as usize / plan.cores / STREAM_SHARE,
         direct_reads: config.direct_reads,
     };
     let service = CoreService::start(parts, plan.mail).map_err(|error| whole(&error))?;

@@ -37,7 +37,7 @@ use crate::protocol::dcp::{
     Control, DcpOpen, Envelope, FilterSelection, OpenFlags, ScopeId, StreamFilter, StreamFlags, StreamRequest,
 };
 use crate::protocol::{CollectionId, Feature, Features, Frame, Opcode, Refusal, Status};
-use crate::range_scan::{ConnectionId, ScanBuffer};
+use crate::range_scan::ConnectionId;
 
 /// Pieces below this size are copied together.
 const COPY_BYTES: usize = 16 << 10;
@@ -51,6 +51,8 @@ const PUSHED_MAX: usize = 2;
 /// A DCP connection of this core.
 pub(super) struct DcpConnection {
     producer: RefCell<Producer>,
+    /// Its name, as it is shown.
+    name: Arc<str>,
     connection: Rc<Connection>,
     /// There may be something to send.
     changed: Event,
@@ -72,6 +74,14 @@ pub(super) struct Producers {
     /// Whose stream it is.
     streams: RefCell<HashMap<StreamNumber, Rc<DcpConnection>, ahash::RandomState>>,
     count: Cell<u64>,
+}
+
+impl Producers {
+    /// Shows each connection with its name.
+    pub(super) fn each(&self, mut visit: impl FnMut(&str, &Producer)) {
+        let connections = self.connections.borrow();
+        connections.values().for_each(|dcp| visit(&dcp.name, &dcp.producer.borrow()));
+    }
 }
 
 /// A stream request that waits for the core of its vbucket.
@@ -198,7 +208,7 @@ impl CoreService {
         self.answered(responder.opcode(), responder.received_ns());
     }
 
-    fn now(&self) -> Duration {
+    pub(super) fn now(&self) -> Duration {
         Duration::from_nanos(self.env.clock.monotonic_ns())
     }
 
@@ -223,6 +233,7 @@ impl CoreService {
         let producer = Producer::new(open.name, open.flags, bucket, opened);
         let dcp = Rc::new(DcpConnection {
             producer: RefCell::new(producer),
+            name: open.name.escape_ascii().to_string().into(),
             connection: connection.clone(),
             changed: Event::default(),
             noops_changed: Event::default(),
@@ -256,6 +267,7 @@ impl CoreService {
     fn control(&self, dcp: &DcpConnection, features: Features, frame: &Frame<'_>) -> Result<(), Refusal> {
         let control = Control::decode(frame.key, frame.value)?;
         dcp.producer.borrow_mut().control(&control, features, self.now())?;
+        dcp.window_changed(self.now());
         dcp.noops_changed.notify_all();
         dcp.changed.notify_all();
         Ok(())
@@ -265,6 +277,7 @@ impl CoreService {
         if let Acked::Clamped { excess_bytes } = dcp.producer.borrow_mut().acked(bytes) {
             tracing::warn!(conn = %dcp.connection.id(), bytes, excess_bytes, "more bytes given back than sent");
         }
+        dcp.window_changed(self.now());
         dcp.changed.notify_all();
     }
 
@@ -319,11 +332,16 @@ impl CoreService {
         if producer.has_stream(key) {
             return Err(Refusal::new(Status::KEY_EEXISTS, "There is a stream of this vbucket"));
         }
+        if producer.has_too_many_ends() {
+            return Err(Refusal::new(Status::ETMPFAIL, "Ends of streams wait for the client's window"));
+        }
         let count = self.producers.count.get();
         self.producers.count.set(count + 1);
         Ok(StreamSpec {
             number: StreamNumber(u64::from(self.core.0) << 48 | count),
             connection: ConnectionId(dcp.connection.id().0),
+            name: dcp.name.clone(),
+            window: producer.closed().clone(),
             bucket: producer.bucket(),
             envelope: Envelope { vbucket: key.vb, opaque: frame.opaque(), stream_id: id },
             request: asked,
@@ -401,32 +419,39 @@ impl CoreService {
 
     /// A piece of a stream of one of this core's connections.
     pub(super) fn take_piece(&self, piece: StreamPiece) {
-        let StreamPiece { number, content, is_last, discards } = piece;
+        let StreamPiece { number, vb, content, items, is_last, discards } = piece;
         let dcp = match is_last {
             true => self.producers.streams.borrow_mut().remove(&number),
             false => self.producers.streams.borrow().get(&number).cloned(),
         };
-        // Of a stream that was closed, or of a connection that is gone.
-        let Some(dcp) = dcp else { return };
+        let Some(dcp) = dcp else {
+            // Of a stream that was closed, or of a connection that is gone.
+            return match content {
+                Content::Small(_) => {}
+                Content::Buffer(buffer) => self.send_home(SentPiece { number, vb, buffer }),
+            };
+        };
         let bytes = match content {
             Content::Small(bytes) => bytes.into(),
-            Content::Buffer(buffer) => dcp.lend(number, buffer),
+            Content::Buffer(buffer) => dcp.lend(SentPiece { number, vb, buffer }),
         };
-        dcp.producer.borrow_mut().queue(number, bytes, is_last, discards);
-        if discards {
+        let is_queued = dcp.producer.borrow_mut().queue(number, bytes, items, is_last, discards);
+        if discards || !is_queued {
             self.bring_home(&dcp);
         }
         dcp.changed.notify_all();
     }
 
+    fn send_home(&self, sent: SentPiece) {
+        match self.host_of_vbucket(sent.vb) {
+            host if host == self.core => self.streams.sent(sent),
+            host => self.send(host, Message::StreamPieceSent { sent }),
+        }
+    }
+
     /// Sends home the buffers that nobody refers to any more.
     fn bring_home(&self, dcp: &DcpConnection) {
-        for sent in dcp.returned.take() {
-            match self.host_of_vbucket(sent.vb) {
-                host if host == self.core => self.streams.sent(sent),
-                host => self.send(host, Message::StreamPieceSent { sent }),
-            }
-        }
+        dcp.returned.take().into_iter().for_each(|sent| self.send_home(sent));
     }
 
     /// A response of the client. It answers noops; to other messages it answers only if something is wrong with them.
@@ -456,15 +481,12 @@ impl CoreService {
 }
 
 impl DcpConnection {
-    fn lend(&self, number: StreamNumber, buffer: ScanBuffer) -> Bytes {
-        let vb = self.producer.borrow().vbucket_of(number);
-        match vb {
-            Some(vb) => Bytes::from_owner(Lent {
-                piece: Some(SentPiece { number, vb, buffer }),
-                returned: self.returned.clone(),
-            }),
-            None => Bytes::new(),
-        }
+    fn lend(&self, piece: SentPiece) -> Bytes {
+        Bytes::from_owner(Lent { piece: Some(piece), returned: self.returned.clone() })
+    }
+
+    fn window_changed(&self, now: Duration) {
+        self.producer.borrow_mut().window_changed(now);
     }
 
     /// What leaves next: a large piece as it is, small ones copied together. `held` is a large one that came after small ones.
@@ -499,6 +521,8 @@ async fn send_all(service: Weak<CoreService>, dcp: Rc<DcpConnection>) {
         let mut pushed: VecDeque<Pushed> = VecDeque::new();
         while dcp.connection.is_open() {
             let taken = if pushed.len() < PUSHED_MAX { dcp.take(&mut held) } else { None };
+            let Some(now) = service.upgrade().map(|service| service.now()) else { return };
+            dcp.window_changed(now);
             let Some(bytes) = taken else {
                 // What is full waits for the kernel, what has nothing for the streams or the client.
                 let is_waiting = pushed.len() < PUSHED_MAX;

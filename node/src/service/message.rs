@@ -7,7 +7,7 @@ use std::time::Duration;
 use ringbase_storage::types::BucketId;
 
 use crate::bucket::{BucketChange, ChangeError, Step};
-use crate::command::{SessionView, StatPart, StatQuery};
+use crate::command::{SessionView, StatPart, StatQuery, VbSeqnos};
 use crate::core::mailbox;
 use crate::dcp::piece::{SentPiece, StreamAnswer, StreamNumber, StreamPiece, StreamSpec};
 use crate::net::ConnId;
@@ -56,6 +56,10 @@ pub(super) enum Message {
     Stat { token: Token, query: StatQuery },
     /// Statistics of one core.
     StatPart { token: Token, part: StatPart },
+    /// Seqnos of a bucket's vbuckets are wanted.
+    Seqnos { token: Token, bucket: BucketId },
+    /// Those of one core.
+    SeqnosTold { token: Token, part: VbSeqnos },
     /// A bucket is to be changed by the core that decides which buckets exist.
     Bucket { token: Token, change: BucketChange },
     /// What became of it.
@@ -74,6 +78,7 @@ impl mailbox::Message for Message {
             Message::Request { frame, .. } | Message::Answer { frame, .. } => frame.len() + 64,
             Message::ScanFrame { frame, .. } => frame.records().len() + 64,
             Message::StatPart { .. } | Message::Step { .. } => 4096,
+            Message::SeqnosTold { part, .. } => part.as_ref().map_or(0, |part| 16 * part.len()) + 64,
             Message::StreamPiece { piece } => piece.content.messages().len() + 64,
             Message::Stream { .. } | Message::StreamAnswer { .. } => 1024,
             Message::ProducerOpened { producer } => producer.name.len() + 64,
@@ -86,7 +91,8 @@ impl mailbox::Message for Message {
             | Message::Bucket { .. }
             | Message::BucketDone { .. }
             | Message::StepDone { .. }
-            | Message::Stat { .. } => 64,
+            | Message::Stat { .. }
+            | Message::Seqnos { .. } => 64,
         }
     }
 }

@@ -21,6 +21,7 @@ mod message;
 mod outbox;
 mod remote;
 mod scans;
+mod seqnos;
 mod stats;
 mod trace;
 
@@ -79,6 +80,8 @@ pub struct CoreParts {
     pub catalog: Arc<Catalog>,
     /// Range scans.
     pub scans: RangeScanConfig,
+    /// Bytes that the buffers of its streams may hold.
+    pub stream_bytes_max: usize,
     /// Whether a connection's core reads documents of other cores by a look at their tables.
     pub direct_reads: bool,
 }
@@ -89,6 +92,7 @@ enum Waiting {
     Scan(Rc<scans::Delivery>),
     Stream(dcp::Asking),
     Stat(stats::Gathering),
+    Seqnos(seqnos::AskingSeqnos),
     Bucket(buckets::Changing),
     Step(Rc<buckets::Round>),
 }
@@ -149,7 +153,8 @@ impl CoreService {
     /// # Errors
     /// The kernel has no memory for the mailboxes, or no watch left for this user.
     pub fn start(parts: CoreParts, mail: CoreMail) -> io::Result<Rc<CoreService>> {
-        let CoreParts { core, env, engine, ring, hosts, catalog, scans, direct_reads } = parts;
+        let CoreParts { core, env, engine, ring, hosts, catalog, scans, stream_bytes_max, direct_reads } =
+            parts;
         let engine = Rc::new(engine);
         let timings = Rc::new(CoreTimings::default());
         let lifecycle = engine.authority().map(|authority| {
@@ -160,7 +165,7 @@ impl CoreService {
             shared: command::session::Shared::new(Catalog::clone(&catalog), env.clone()),
             lifecycle,
             scans: RangeScans::new(env.clone(), engine.clone(), scans),
-            streams: Streams::new(env.clone()),
+            streams: Streams::new(env.clone(), stream_bytes_max),
             producers: dcp::Producers::default(),
             direct_reads,
             env,
@@ -386,6 +391,10 @@ impl net::Service for CoreService {
             Next::Stat(job) => {
                 drop(command);
                 self.gather(job, ticket);
+            }
+            Next::VbSeqnos(job) => {
+                drop(command);
+                self.ask_seqnos(job, ticket, received_ns);
             }
             Next::SetParam(change) => {
                 drop(command);

@@ -69,6 +69,11 @@ impl CoreService {
                 self.send(from, Message::StatPart { token, part });
             }
             Message::StatPart { token, part } => self.gathered(token, part),
+            Message::Seqnos { token, bucket } => {
+                let part = self.vb_seqnos(bucket);
+                self.send(from, Message::SeqnosTold { token, part });
+            }
+            Message::SeqnosTold { token, part } => self.seqnos_told(token, part),
             Message::Bucket { token, change } => self.change_for(from, token, change),
             Message::BucketDone { token, result } => self.changed(token, &result),
             Message::Step { token, step } => self.take_step_for(from, token, step),

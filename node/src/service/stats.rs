@@ -2,11 +2,14 @@
 //!
 //! Does not know: which statistics there are.
 
+use std::time::Duration;
+
 use ringbase_storage::metrics::DeviceMetrics;
 
+use super::dcp::Producers;
 use super::message::{Message, Token};
 use super::{CoreService, Waiting};
-use crate::command::stat::{self, StatGroup, Unit};
+use crate::command::stat::{self, StatGroup, Unit, put_fields};
 use crate::command::{ParamChange, StatJob, StatPart, StatQuery, StatSource};
 use crate::net::Ticket;
 use crate::protocol::{Opcode, Refusal};
@@ -47,9 +50,59 @@ impl StatSource for RingSource<'_> {
     }
 }
 
+/// The DCP connections of a core, at a moment.
+struct ConnectionSource<'a>(&'a Producers, Duration);
+
+impl StatSource for ConnectionSource<'_> {
+    fn collect(&self, query: &StatQuery, part: &mut StatPart) {
+        let is_wanted = matches!(query.group, StatGroup::Dcp | StatGroup::DcpAgg);
+        let Some(bucket) = query.bucket.filter(|_| is_wanted) else { return };
+        self.0.each(|name, producer| {
+            if producer.bucket() != bucket {
+                return;
+            }
+            let totals = producer.totals();
+            if query.group == StatGroup::Dcp {
+                let prefix = format!("eq_dcpq:{name}:");
+                put_fields(part, &prefix, producer.fields(self.1));
+                part.sum(format!("{prefix}items_remaining"), 0);
+                part.sum(format!("{prefix}backfill_num_active"), 0);
+                part.sum(format!("{prefix}backfill_num_pending"), 0);
+                part.sum("ep_dcp_count", 1);
+                part.sum("ep_dcp_producer_count", 1);
+                part.sum("ep_dcp_items_sent", totals.sent_items);
+                part.sum("ep_dcp_total_bytes", totals.sent_bytes);
+                part.sum("ep_dcp_queue_fill", totals.queued_bytes as u64);
+                return;
+            }
+            for prefix in [query.dcp.separator.beginning(name), ":total"] {
+                for (field, number) in [
+                    ("count", 1),
+                    ("producer_count", 1),
+                    ("items_sent", totals.sent_items),
+                    ("total_bytes", totals.sent_bytes),
+                    ("paused_count", totals.closings),
+                    ("unpaused_count", totals.openings),
+                ] {
+                    part.sum(format!("{prefix}:{field}"), number);
+                }
+            }
+        });
+    }
+}
+
 impl CoreService {
     pub(super) fn collect(&self, query: &StatQuery) -> StatPart {
-        stat::collect(query, &[&*self.engine, &self.scans, &*self.timings, &RingSource(&self.ring)])
+        let connections = ConnectionSource(&self.producers, self.now());
+        let sources: [&dyn StatSource; 6] = [
+            &*self.engine,
+            &self.scans,
+            &self.streams,
+            &connections,
+            &*self.timings,
+            &RingSource(&self.ring),
+        ];
+        stat::collect(query, &sources)
     }
 
     /// Gathers statistics from every core and answers.

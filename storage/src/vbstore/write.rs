@@ -126,7 +126,7 @@ impl VbStore {
         let item = Item::new(meta, new.key, new.value);
         if self.is_ephemeral {
             state.take(&self.memory, &item, former);
-            self.persisted.set(state.high);
+            self.set_persisted(state.high);
             self.written_event.notify_all();
             return Ok(item);
         }

@@ -4,7 +4,9 @@
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::time::Duration;
 
+use futures_lite::future::{or, poll_once};
 use rand::RngExt;
 use rand::rngs::Xoshiro256PlusPlus;
 use ringbase_storage::format::manifest_record::BucketDesc;
@@ -245,5 +247,25 @@ fn memory_is_bounded_and_deletions_are_always_taken() {
         }
         purge(&store);
         put(&store, &model, b"\0again", Some(b"there is room")).await.unwrap();
+    });
+}
+
+/// In memory a write is as durable as it will be: who waits for its seqno goes on with it.
+#[test]
+fn who_waits_for_a_seqno_goes_on_when_it_is_written() {
+    let (sim, _disk, shard, _) = new_world(3);
+    sim.block_on(async {
+        shard.create_bucket_in(memory_bucket(), Home::Memory).await.unwrap();
+        let (store, model) = (memory_vbucket(&shard), empty_model());
+        put(&store, &model, b"\0a", Some(b"1")).await.unwrap();
+        let mut waiting = std::pin::pin!(store.wait_persisted(Seqno(2)));
+        assert_eq!(poll_once(waiting.as_mut()).await, None);
+        let env = sim.env();
+        let writing = async {
+            put(&store, &model, b"\0b", Some(b"2")).await.unwrap();
+            env.spawn.sleep(Duration::from_secs(1)).await;
+            panic!("nobody told it");
+        };
+        assert!(or(waiting, writing).await);
     });
 }

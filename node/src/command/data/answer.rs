@@ -100,7 +100,9 @@ impl Answer {
                     response.cas(self.cas).value(number).encode(out);
                 }
             }
-            Operation::ObserveSeqno | Operation::FailoverLog => unreachable!("it has no document"),
+            Operation::ObserveSeqno | Operation::AwaitSeqno | Operation::FailoverLog => {
+                unreachable!("it has no document")
+            }
         }
     }
 

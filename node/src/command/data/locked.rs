@@ -8,6 +8,7 @@ use crate::bucket::document::LOCKED_CAS;
 use crate::bucket::locks::LOCKS_MAX;
 use crate::command::StatQuery;
 use crate::command::rig::{Answer, PLAIN, Rig, RigOptions, VB, get, set};
+use crate::command::stat::DcpQuery;
 use crate::command::stat::{self, StatGroup, StatValue};
 use crate::protocol::extras::{ArithmeticExtras, StoreExtras};
 use crate::protocol::framing::{Durability, DurabilityLevel};
@@ -39,7 +40,7 @@ fn high_seqno(rig: &Rig) -> u64 {
 
 fn stat(rig: &Rig, name: &str) -> u64 {
     let bucket = rig.engine.buckets().first().map(|bucket| bucket.id);
-    let query = StatQuery { group: StatGroup::General, vbucket: None, bucket };
+    let query = StatQuery { group: StatGroup::General, vbucket: None, bucket, dcp: DcpQuery::default() };
     match stat::collect(&query, &[&rig.engine]).get(name) {
         Some(StatValue::Sum(number) | StatValue::Max(number)) => *number,
         other => panic!("{name}: {other:?}"),

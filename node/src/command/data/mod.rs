@@ -29,14 +29,17 @@ mod tests;
 pub use look::look;
 pub(super) use operation::Operation;
 
+use std::rc::Rc;
+
 use ringbase_storage::vbstore::{Lookup, VbStore};
 
 use super::request::Request;
 use super::respond::Responder;
 use super::session::SessionView;
-use crate::bucket::Engine;
 use crate::bucket::tally::count;
+use crate::bucket::{BucketContext, Engine};
 use crate::protocol::Status;
+use crate::protocol::dcp::signal::decode_seqno;
 use crate::protocol::dcp::stream_request::encode_failover_log;
 use crate::protocol::extras::ObservedSeqno;
 use crate::protocol::key::KeyBuffer;
@@ -86,6 +89,9 @@ pub fn execute(
     if operation == Operation::ObserveSeqno {
         return observe_seqno(store, request, &responder, engine, out);
     }
+    if operation == Operation::AwaitSeqno {
+        return await_seqno(store, &bucket.context, request, responder, out, defer);
+    }
     if operation == Operation::FailoverLog {
         let mut value = Vec::new();
         encode_failover_log(&store.failover_log(), &mut value);
@@ -124,6 +130,31 @@ pub fn execute(
         }
         Err(status) => responder.fail(env, status, out),
     }
+}
+
+/// Answers when the seqno is durable, in whatever order the writes before it were sent. What lives in memory only never is.
+fn await_seqno(
+    store: &Rc<VbStore>,
+    context: &Rc<BucketContext>,
+    request: &Request<'_>,
+    responder: Responder,
+    out: &mut Vec<u8>,
+    defer: &mut dyn FnMut() -> Box<dyn Reply>,
+) -> Outcome {
+    let env = &context.env;
+    let seqno = match decode_seqno(request.frame.extras) {
+        Ok(seqno) => seqno,
+        Err(refusal) => return responder.fail(env, refusal.status, out),
+    };
+    if store.is_ephemeral() {
+        return responder.fail(env, Status::NOT_SUPPORTED, out);
+    }
+    if store.persisted_seqno() < seqno {
+        wait::for_seqno(store, context, responder, seqno, defer());
+        return Outcome::Deferred;
+    }
+    responder.success(env).encode(out);
+    Outcome::Done
 }
 
 /// What is known of the branch that the client names: how far it is durable, or where another one left it.

@@ -44,6 +44,8 @@ pub(in crate::command) enum Operation {
     Remove,
     /// Say how far the vbucket is durable.
     ObserveSeqno,
+    /// Wait until a seqno is durable.
+    AwaitSeqno,
     /// Give the branches of the vbucket's history.
     FailoverLog,
 }
@@ -70,6 +72,7 @@ impl Operation {
             Opcode::UNLOCK_KEY => Operation::Unlock,
             Opcode::GET_META | Opcode::GETQ_META => Operation::GetMeta,
             Opcode::OBSERVE_SEQNO => Operation::ObserveSeqno,
+            Opcode::SEQNO_PERSISTENCE => Operation::AwaitSeqno,
             Opcode::GET_FAILOVER_LOG | Opcode::DCP_GET_FAILOVER_LOG => Operation::FailoverLog,
             _ => return None,
         })
@@ -83,6 +86,7 @@ impl Operation {
             | Operation::GetWithKey
             | Operation::GetMeta
             | Operation::ObserveSeqno
+            | Operation::AwaitSeqno
             | Operation::FailoverLog => Role::ReadOnly,
             Operation::GetAndTouch
             | Operation::GetAndLock
@@ -170,7 +174,9 @@ pub(super) fn prepare<'a>(
             Action::Count(Step { direction, delta, create })
         }
         Operation::Remove => Action::Remove,
-        Operation::ObserveSeqno | Operation::FailoverLog => return Err(Status::EINVAL),
+        Operation::ObserveSeqno | Operation::AwaitSeqno | Operation::FailoverLog => {
+            return Err(Status::EINVAL);
+        }
     };
     Ok(Prepared { operation, action, cas: request.frame.cas(), now })
 }

@@ -486,6 +486,34 @@ fn observed_seqnos_tell_memory_from_disk_and_know_older_branches() {
     assert_eq!((after.high_seqno, after.persisted_seqno), (Seqno(1), Seqno(1)));
 }
 
+/// DCP §13: it answers with the commit, or after 30 seconds with ETMPFAIL; a bucket that goes does not wait for it.
+#[test]
+fn seqno_persistence_answers_when_the_seqno_is_durable_or_too_late() {
+    let mut rig =
+        Rig::with(RigOptions { more: &[("memory", "bucket_type=ephemeral")], ..RigOptions::default() });
+    let seqno = |seqno: u64| seqno.to_be_bytes();
+    let (none, one, two) = (seqno(0), seqno(1), seqno(2));
+    let until = |seqno| Request::new(Opcode::SEQNO_PERSISTENCE).extras(seqno);
+    assert_eq!(rig.status(until(&none)), Status::SUCCESS);
+    rig.ask(set(KEY, b"v"));
+    let first = rig.send(until(&one));
+    assert!(rig.is_waiting(first));
+    assert_eq!(rig.wait(first).one().status, Status::SUCCESS);
+    assert_eq!(rig.store("default", VB).persisted_seqno(), Seqno(1));
+    assert_eq!(rig.status(until(&one)), Status::SUCCESS);
+    let began = rig.sim.now_ns();
+    let late = rig.send(until(&two));
+    assert_eq!(rig.wait(late).one().status, Status::ETMPFAIL);
+    assert_eq!(rig.sim.now_ns() - began, 30_000_000_000);
+    let (began, never) = (rig.sim.now_ns(), rig.send(until(&two)));
+    rig.empty("default");
+    assert_eq!(rig.wait(never).one().status, Status::ETMPFAIL);
+    assert!(rig.sim.now_ns() - began < 30_000_000_000, "the bucket went first");
+    rig.hello(&[Feature::SelectBucket]);
+    rig.select("memory");
+    assert_eq!(rig.status(until(&one)), Status::NOT_SUPPORTED);
+}
+
 fn durable(level: DurabilityLevel, timeout_ms: Option<u16>) -> RequestFraming<'static> {
     RequestFraming { durability: Some(Durability { level, timeout_ms }), ..RequestFraming::default() }
 }

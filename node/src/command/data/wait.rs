@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use futures_lite::future;
 use ringbase_storage::reader::ReadError;
+use ringbase_storage::types::Seqno;
 use ringbase_storage::vbstore::{Found, VbStore};
 
 use super::answer::Answer;
@@ -29,6 +30,9 @@ use crate::protocol::key::KeyBuffer;
 
 /// How long a durable write waits if its request does not say.
 const DURABILITY_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long SEQNO_PERSISTENCE waits.
+const SEQNO_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A request that waits for the disk.
 struct Waiting {
@@ -151,6 +155,40 @@ pub(super) fn for_commit(
             Outcome::Done
         } else {
             responder.fail(&host, Status::SYNC_WRITE_AMBIGUOUS, &mut frame)
+        };
+        finish(outcome, reply, &frame);
+        drop(under_way);
+    });
+}
+
+/// Answers when `seqno` is durable; if that takes too long, or never will be, the client may try again.
+pub(super) fn for_seqno(
+    store: &Rc<VbStore>,
+    bucket: &Rc<BucketContext>,
+    responder: Responder,
+    seqno: Seqno,
+    reply: Box<dyn Reply>,
+) {
+    let (store, bucket, under_way) = (store.clone(), bucket.clone(), bucket.under_way());
+    bucket.env.clone().spawn("seqno persistence", async move {
+        // Whoever deletes the bucket does not wait for a seqno that may never come.
+        let withdrawn = async {
+            while !bucket.is_withdrawn() {
+                bucket.changed().await;
+            }
+            false
+        };
+        let too_late = future::or(withdrawn, async {
+            bucket.env.spawn.sleep(SEQNO_TIMEOUT).await;
+            false
+        });
+        let in_time = future::or(store.wait_persisted(seqno), too_late).await;
+        let mut frame = Vec::new();
+        let outcome = if in_time {
+            responder.success(&bucket.env).encode(&mut frame);
+            Outcome::Done
+        } else {
+            responder.fail(&bucket.env, Status::ETMPFAIL, &mut frame)
         };
         finish(outcome, reply, &frame);
         drop(under_way);

@@ -18,7 +18,12 @@ impl StatSource for Engine {
             StatGroup::VbucketSeqno => each_vbucket(self, query, part, seqnos),
             StatGroup::Failovers => each_vbucket(self, query, part, failovers),
             StatGroup::Timings => timings(self, part),
-            StatGroup::Uuid | StatGroup::RangeScans | StatGroup::Reset => {}
+            StatGroup::Uuid
+            | StatGroup::RangeScans
+            | StatGroup::Dcp
+            | StatGroup::DcpAgg
+            | StatGroup::Backfills
+            | StatGroup::Reset => {}
         }
     }
 

@@ -10,6 +10,9 @@
 //! | `vbucket-details`, `vbucket-seqno`, `failovers` | vbucket | vbuckets |
 //! | `timings` | | commits and flushes of the shards, range scans, requests by opcode |
 //! | `range-scans` | vbucket | range scans |
+//! | `dcp` | JSON value: form of the streams | DCP connections and their streams |
+//! | `dcpagg` | separator | the same, added up by the beginnings of the connections' names |
+//! | `backfills` | vbucket | streams that read the past |
 //! | `reset` | | sets counters to 0 |
 //!
 //! Invariants
@@ -24,9 +27,11 @@ mod engine;
 mod histogram;
 mod others;
 mod part;
+mod streams;
 
 pub use histogram::{HistogramStat, Unit};
 pub use part::{StatPart, StatValue};
+pub use streams::{DcpQuery, Separator, StreamForm, put_fields};
 
 use ringbase_storage::env::Env;
 use ringbase_storage::types::{BucketId, VbId};
@@ -55,6 +60,12 @@ pub enum StatGroup {
     Failovers,
     /// Range scans.
     RangeScans,
+    /// DCP connections and their streams.
+    Dcp,
+    /// DCP connections, added up by name.
+    DcpAgg,
+    /// Streams that read the past.
+    Backfills,
     /// Histograms.
     Timings,
     /// None: counters and histograms begin anew.
@@ -70,6 +81,9 @@ impl StatGroup {
             "vbucket-seqno" => StatGroup::VbucketSeqno,
             "failovers" => StatGroup::Failovers,
             "range-scans" => StatGroup::RangeScans,
+            "dcp" => StatGroup::Dcp,
+            "dcpagg" => StatGroup::DcpAgg,
+            "backfills" => StatGroup::Backfills,
             "timings" => StatGroup::Timings,
             "reset" => StatGroup::Reset,
             _ => return None,
@@ -82,8 +96,14 @@ impl StatGroup {
             StatGroup::VbucketDetails
             | StatGroup::VbucketSeqno
             | StatGroup::Failovers
-            | StatGroup::RangeScans => true,
-            StatGroup::General | StatGroup::Uuid | StatGroup::Timings | StatGroup::Reset => false,
+            | StatGroup::RangeScans
+            | StatGroup::Backfills => true,
+            StatGroup::General
+            | StatGroup::Uuid
+            | StatGroup::Timings
+            | StatGroup::Reset
+            | StatGroup::Dcp
+            | StatGroup::DcpAgg => false,
         }
     }
 }
@@ -97,6 +117,8 @@ pub struct StatQuery {
     pub vbucket: Option<VbId>,
     /// Of this bucket.
     pub bucket: Option<BucketId>,
+    /// How DCP connections are shown.
+    pub dcp: DcpQuery,
 }
 
 impl StatQuery {
@@ -181,11 +203,21 @@ pub(super) fn begin(
     let Some(group) = StatGroup::of(asked.group) else {
         return Err(responder.fail(env, Status::KEY_ENOENT, out));
     };
-    let mut query = StatQuery { group, vbucket: None, bucket: session.bucket() };
-    if (group.is_about_vbuckets() || group == StatGroup::Uuid) && query.bucket.is_none() {
+    let mut query = StatQuery { group, vbucket: None, bucket: session.bucket(), dcp: DcpQuery::default() };
+    let is_about_bucket = matches!(group, StatGroup::Uuid | StatGroup::Dcp | StatGroup::DcpAgg);
+    if (group.is_about_vbuckets() || is_about_bucket) && query.bucket.is_none() {
         return Err(responder.fail(env, Status::NO_BUCKET, out));
     }
-    if let Some(argument) = asked.argument.filter(|argument| !argument.is_empty()) {
+    let argument = asked.argument.filter(|argument| !argument.is_empty());
+    if matches!(group, StatGroup::Dcp | StatGroup::DcpAgg) {
+        match DcpQuery::decode(group, argument, request.frame.value) {
+            Ok(dcp) => query.dcp = dcp,
+            Err(refusal) => {
+                responder.refuse(env, refusal, out);
+                return Err(Outcome::Done);
+            }
+        }
+    } else if let Some(argument) = argument {
         let number = argument.parse().ok().filter(|_| group.is_about_vbuckets());
         let Some(vb) = number.map(VbId) else {
             responder.refuse(env, Refusal::einval("The argument must be the number of a vbucket"), out);
@@ -227,6 +259,9 @@ fn about_node(session: &Session, query: &StatQuery) -> StatPart {
         | StatGroup::VbucketSeqno
         | StatGroup::Failovers
         | StatGroup::RangeScans
+        | StatGroup::Dcp
+        | StatGroup::DcpAgg
+        | StatGroup::Backfills
         | StatGroup::Timings
         | StatGroup::Reset => {}
     }

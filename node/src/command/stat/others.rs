@@ -31,6 +31,9 @@ impl StatSource for RangeScans {
                 | StatGroup::VbucketDetails
                 | StatGroup::VbucketSeqno
                 | StatGroup::Failovers
+                | StatGroup::Dcp
+                | StatGroup::DcpAgg
+                | StatGroup::Backfills
                 | StatGroup::Reset,
                 _,
             ) => {}

@@ -5,5 +5,5 @@ mod ending;
 mod model;
 mod requests;
 mod resources;
-mod rig;
+pub(crate) mod rig;
 mod spans;

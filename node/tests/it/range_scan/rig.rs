@@ -25,10 +25,10 @@ use ringbase_storage::sync::Event;
 use ringbase_storage::types::{BucketId, Kind, Seqno, ShardId, VbId};
 use ringbase_storage::vbstore::{NewVersion, VbStore, WriteError};
 
-pub(super) const BUCKET: BucketId = BucketId(1);
+pub(crate) const BUCKET: BucketId = BucketId(1);
 /// The vbucket that is scanned.
-pub(super) const AT: VbAddress = VbAddress { bucket: BUCKET, vb: VbId(0) };
-pub(super) const CLIENT: ConnectionId = ConnectionId(1);
+pub(crate) const AT: VbAddress = VbAddress { bucket: BUCKET, vb: VbId(0) };
+pub(crate) const CLIENT: ConnectionId = ConnectionId(1);
 
 const OPTIONS: ShardOptions = ShardOptions {
     resident_bytes_max: 16 << 10,
@@ -39,9 +39,9 @@ const OPTIONS: ShardOptions = ShardOptions {
 };
 
 /// A clock that panics when told to: a bug in the middle of a read.
-pub(super) struct FragileClock {
+pub(crate) struct FragileClock {
     clock: Rc<dyn Clock>,
-    pub(super) broken: Cell<bool>,
+    pub(crate) broken: Cell<bool>,
 }
 
 impl Clock for FragileClock {
@@ -56,10 +56,10 @@ impl Clock for FragileClock {
 }
 
 /// The vbuckets of the shard; 0 may be made inactive or shown with the branch of another.
-pub(super) struct Vbuckets {
+pub(crate) struct Vbuckets {
     shard: Shard,
-    pub(super) inactive: Cell<bool>,
-    pub(super) shown: Cell<VbId>,
+    pub(crate) inactive: Cell<bool>,
+    pub(crate) shown: Cell<VbId>,
 }
 
 impl ActiveVbuckets for Vbuckets {
@@ -73,31 +73,31 @@ impl ActiveVbuckets for Vbuckets {
 }
 
 /// Key to (seqno, value) without deletions, of what a vbucket held at a seqno.
-pub(super) type Contents = BTreeMap<Vec<u8>, (u64, Vec<u8>)>;
+pub(crate) type Contents = BTreeMap<Vec<u8>, (u64, Vec<u8>)>;
 
 /// One write: key without prefix, value or deletion.
-pub(super) type Write = (Vec<u8>, Option<Vec<u8>>);
+pub(crate) type Write = (Vec<u8>, Option<Vec<u8>>);
 
 /// A record: key, and of a document scan its seqno and value.
-pub(super) type Record = (Vec<u8>, Option<(u64, Vec<u8>)>);
+pub(crate) type Record = (Vec<u8>, Option<(u64, Vec<u8>)>);
 
-pub(super) struct Rig {
-    pub(super) sim: SimExecutor,
-    pub(super) disk: SimDisk,
-    pub(super) shard: Shard,
-    pub(super) clock: Rc<FragileClock>,
-    pub(super) vbuckets: Rc<Vbuckets>,
-    pub(super) scans: RangeScans,
+pub(crate) struct Rig {
+    pub(crate) sim: SimExecutor,
+    pub(crate) disk: SimDisk,
+    pub(crate) shard: Shard,
+    pub(crate) clock: Rc<FragileClock>,
+    pub(crate) vbuckets: Rc<Vbuckets>,
+    pub(crate) scans: RangeScans,
     /// Every write to vbucket 0 in order.
-    pub(super) writes: Rc<RefCell<Vec<Write>>>,
+    pub(crate) writes: Rc<RefCell<Vec<Write>>>,
 }
 
-pub(super) fn rng(seed: u64) -> Xoshiro256PlusPlus {
+pub(crate) fn rng(seed: u64) -> Xoshiro256PlusPlus {
     Xoshiro256PlusPlus::seed_from_u64(seed)
 }
 
 /// Prints the seed if the test fails in this scope.
-pub(super) struct Seed(pub(super) u64);
+pub(crate) struct Seed(pub(crate) u64);
 
 impl Drop for Seed {
     fn drop(&mut self) {
@@ -108,11 +108,11 @@ impl Drop for Seed {
 }
 
 impl Rig {
-    pub(super) fn new(seed: u64) -> Rig {
+    pub(crate) fn new(seed: u64) -> Rig {
         Rig::with(seed, RangeScanConfig::default())
     }
 
-    pub(super) fn with(seed: u64, config: RangeScanConfig) -> Rig {
+    pub(crate) fn with(seed: u64, config: RangeScanConfig) -> Rig {
         let (sim, disk) = (SimExecutor::new(seed), SimDisk::new(seed));
         disk.attach(&sim);
         let host = sim.env();
@@ -142,16 +142,16 @@ impl Rig {
         Rig { sim, disk, shard, clock, vbuckets, scans, writes: Rc::default() }
     }
 
-    pub(super) fn store(&self) -> Rc<VbStore> {
+    pub(crate) fn store(&self) -> Rc<VbStore> {
         self.shard.vbucket(BUCKET, AT.vb).unwrap()
     }
 
-    pub(super) fn writer(&self) -> Writer {
+    pub(crate) fn writer(&self) -> Writer {
         Writer { store: self.store(), shard: self.shard.clone(), writes: self.writes.clone() }
     }
 
     /// Writes `count` keys `key000` … with values that name them, and flushes them to the disk if `flushed`.
-    pub(super) fn load(&self, count: usize, flushed: bool) {
+    pub(crate) fn load(&self, count: usize, flushed: bool) {
         let writer = self.writer();
         self.sim.block_on(async {
             for n in 0..count {
@@ -163,7 +163,7 @@ impl Rig {
     }
 
     /// Writes `count` long keys with long values to the disk: more than cache and memory keep.
-    pub(super) fn load_large(&self, count: usize) {
+    pub(crate) fn load_large(&self, count: usize) {
         let writer = self.writer();
         self.sim.block_on(async {
             for n in 0..count {
@@ -173,35 +173,35 @@ impl Rig {
         });
     }
 
-    pub(super) fn client(&self) -> Client {
+    pub(crate) fn client(&self) -> Client {
         self.client_of(CLIENT)
     }
 
-    pub(super) fn client_of(&self, connection: ConnectionId) -> Client {
+    pub(crate) fn client_of(&self, connection: ConnectionId) -> Client {
         Client { connection, scans: self.scans.clone(), env: self.sim.env() }
     }
 
     /// Creates a scan, or says why not.
-    pub(super) fn create(&self, request: RangeScanCreate) -> Result<ScanId, Status> {
+    pub(crate) fn create(&self, request: RangeScanCreate) -> Result<ScanId, Status> {
         self.sim.block_on(self.client().create(request)).map_err(|refusal| refusal.status)
     }
 
     /// Continues to the final frame.
-    pub(super) fn go_on(&self, id: ScanId, limits: [u32; 3]) -> Vec<Received> {
+    pub(crate) fn go_on(&self, id: ScanId, limits: [u32; 3]) -> Vec<Received> {
         self.sim.block_on(self.client().go_on(id, limits))
     }
 
-    pub(super) fn views(&self) -> u64 {
+    pub(crate) fn views(&self) -> u64 {
         self.store().stats().views
     }
 
     /// Lets everything run that is ready or falls due soon.
-    pub(super) fn settle(&self) {
+    pub(crate) fn settle(&self) {
         self.sim.run_for(Duration::from_millis(100));
     }
 
     /// One statistic of the only scan.
-    pub(super) fn stat(&self, name: &str) -> Option<String> {
+    pub(crate) fn stat(&self, name: &str) -> Option<String> {
         let mut found = None;
         self.scans.stats(BUCKET, None, &mut |key, value| {
             if key == name || key.ends_with(&format!(":{name}")) {
@@ -213,7 +213,7 @@ impl Rig {
 }
 
 /// What vbucket 0 held when `end` was its high seqno.
-pub(super) fn contents(writes: &[Write], end: u64) -> Contents {
+pub(crate) fn contents(writes: &[Write], end: u64) -> Contents {
     let mut contents = Contents::new();
     for (n, (key, value)) in writes.iter().take(end as usize).enumerate() {
         match value {
@@ -226,14 +226,14 @@ pub(super) fn contents(writes: &[Write], end: u64) -> Contents {
 
 /// Writes to vbucket 0 and remembers it.
 #[derive(Clone)]
-pub(super) struct Writer {
+pub(crate) struct Writer {
     store: Rc<VbStore>,
     shard: Shard,
     writes: Rc<RefCell<Vec<Write>>>,
 }
 
 impl Writer {
-    pub(super) async fn put(&self, key: &[u8], value: Option<&[u8]>) -> Seqno {
+    pub(crate) async fn put(&self, key: &[u8], value: Option<&[u8]>) -> Seqno {
         let stored = [&[0], key].concat();
         loop {
             let found = self.store.get(&stored).await.unwrap();
@@ -254,7 +254,7 @@ impl Writer {
     }
 
     /// Waits until everything is durable, or flushed.
-    pub(super) async fn settle(&self, flushed: bool) {
+    pub(crate) async fn settle(&self, flushed: bool) {
         assert!(self.store.wait_persisted(self.store.high_seqno()).await);
         if flushed {
             self.shard.flush().await.unwrap();
@@ -264,13 +264,13 @@ impl Writer {
 
 /// A frame as the client sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Received {
-    pub(super) status: Status,
-    pub(super) records: Vec<Record>,
+pub(crate) struct Received {
+    pub(crate) status: Status,
+    pub(crate) records: Vec<Record>,
 }
 
 impl Received {
-    pub(super) fn of(frame: &mut ScanFrame) -> Received {
+    pub(crate) fn of(frame: &mut ScanFrame) -> Received {
         let kind = frame.kind();
         let Ok(Decoded::Frame(decoded)) =
             decode_frame(frame.encode(77, ResponseFraming::NONE), FrameLimits::AUTHENTICATED)
@@ -298,12 +298,12 @@ impl Received {
 
 /// Frames that a continue has sent and nobody has taken yet.
 #[derive(Default)]
-pub(super) struct Inbox {
+pub(crate) struct Inbox {
     frames: RefCell<VecDeque<ScanFrame>>,
     arrived: Event,
     finals: Cell<u32>,
     /// Frames with records that were not brought back, the most there ever were.
-    pub(super) most_unsent: Cell<usize>,
+    pub(crate) most_unsent: Cell<usize>,
 }
 
 impl FrameSink for Inbox {
@@ -319,32 +319,32 @@ impl FrameSink for Inbox {
 
 impl Inbox {
     /// The next frame, decoded, and what must be brought back.
-    pub(super) async fn next(&self) -> (Received, Option<SentFrame>) {
+    pub(crate) async fn next(&self) -> (Received, Option<SentFrame>) {
         self.arrived.until(|| !self.frames.borrow().is_empty()).await;
         let mut frame = self.frames.borrow_mut().pop_front().unwrap();
         (Received::of(&mut frame), frame.into_sent())
     }
 
-    pub(super) fn waiting(&self) -> usize {
+    pub(crate) fn waiting(&self) -> usize {
         self.frames.borrow().len()
     }
 
     /// The connection is gone: what was not sent is dropped.
-    pub(super) fn clear(&self) {
+    pub(crate) fn clear(&self) {
         self.frames.borrow_mut().clear();
     }
 }
 
 /// A connection.
 #[derive(Clone)]
-pub(super) struct Client {
-    pub(super) connection: ConnectionId,
+pub(crate) struct Client {
+    pub(crate) connection: ConnectionId,
     scans: RangeScans,
     env: Env,
 }
 
 impl Client {
-    pub(super) async fn create(&self, request: RangeScanCreate) -> Result<ScanId, Refusal> {
+    pub(crate) async fn create(&self, request: RangeScanCreate) -> Result<ScanId, Refusal> {
         let answers: Rc<RefCell<Vec<Result<ScanId, Refusal>>>> = Rc::default();
         let answered = Rc::new(Event::default());
         let (list, event) = (answers.clone(), answered.clone());
@@ -357,7 +357,7 @@ impl Client {
     }
 
     /// Starts a continue with limits of items, milliseconds and bytes.
-    pub(super) fn start(&self, id: ScanId, [items, ms, bytes]: [u32; 3]) -> Rc<Inbox> {
+    pub(crate) fn start(&self, id: ScanId, [items, ms, bytes]: [u32; 3]) -> Rc<Inbox> {
         let inbox = Rc::new(Inbox::default());
         let request = RangeScanContinue { id, item_limit: items, time_limit_ms: ms, byte_limit: bytes };
         self.scans.continue_scan(AT, self.connection, request, inbox.clone());
@@ -365,12 +365,12 @@ impl Client {
     }
 
     /// Continues to the final frame, sending each one after a random moment.
-    pub(super) async fn go_on(&self, id: ScanId, limits: [u32; 3]) -> Vec<Received> {
+    pub(crate) async fn go_on(&self, id: ScanId, limits: [u32; 3]) -> Vec<Received> {
         let inbox = self.start(id, limits);
         self.drain(&inbox).await
     }
 
-    pub(super) async fn drain(&self, inbox: &Inbox) -> Vec<Received> {
+    pub(crate) async fn drain(&self, inbox: &Inbox) -> Vec<Received> {
         let mut all = Vec::new();
         loop {
             let (received, sent) = inbox.next().await;
@@ -390,31 +390,31 @@ impl Client {
     }
 }
 
-pub(super) fn large_key(n: usize) -> Vec<u8> {
+pub(crate) fn large_key(n: usize) -> Vec<u8> {
     format!("key{n:03}{:->200}", "").into_bytes()
 }
 
 /// Every key of all frames, in order.
-pub(super) fn keys(frames: &[Received]) -> Vec<Vec<u8>> {
+pub(crate) fn keys(frames: &[Received]) -> Vec<Vec<u8>> {
     frames.iter().flat_map(|frame| &frame.records).map(|(key, _)| key.clone()).collect()
 }
 
-pub(super) fn statuses(frames: &[Received]) -> Vec<Status> {
+pub(crate) fn statuses(frames: &[Received]) -> Vec<Status> {
     frames.iter().map(|frame| frame.status).collect()
 }
 
 /// A key-only scan of everything.
-pub(super) fn all_keys() -> RangeScanCreate {
+pub(crate) fn all_keys() -> RangeScanCreate {
     RangeScanCreate { key_only: true, ..RangeScanCreate::default() }
 }
 
-pub(super) fn key_range(start: Bound<&[u8]>, end: Bound<&[u8]>) -> RangeScanCreate {
+pub(crate) fn key_range(start: Bound<&[u8]>, end: Bound<&[u8]>) -> RangeScanCreate {
     let selection = Selection::Range { start: start.map(<[u8]>::to_vec), end: end.map(<[u8]>::to_vec) };
     RangeScanCreate { selection, ..all_keys() }
 }
 
 /// A random key out of a small set that has everything awkward in it.
-pub(super) fn awkward_key(random: &mut Xoshiro256PlusPlus) -> Vec<u8> {
+pub(crate) fn awkward_key(random: &mut Xoshiro256PlusPlus) -> Vec<u8> {
     const ALPHABET: [u8; 7] = [0x00, 0x01, b'a', 0x7f, 0x80, 0xc3, 0xff];
     let len = [1, 1, 2, 2, 3, 130, 250][random.random_range(0..7)];
     let mut key = vec![b'm'; len];

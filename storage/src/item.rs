@@ -482,6 +482,13 @@ impl fmt::Debug for Item {
     }
 }
 
+/// A version for unit tests: its CAS is the number of its seqno, all else is as in a plain document.
+#[cfg(test)]
+pub(crate) fn test_item(key: &[u8], seqno: u64, kind: Kind, value: &[u8]) -> Item {
+    let (seqno, cas) = (Seqno(seqno), Cas(seqno));
+    Item::new(ItemMeta { seqno, cas, revid: 1, flags: 0, expiry: 0, datatype: 0, kind }, key, value)
+}
+
 #[cfg(all(test, not(any(loom, shuttle))))]
 mod tests {
     use super::*;

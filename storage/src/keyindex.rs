@@ -110,19 +110,11 @@ impl KeyIndex {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::{Cas, ItemMeta, Kind};
+    use crate::item::test_item;
+    use crate::types::Kind;
 
     fn item(key: &str, seqno: u64) -> Item {
-        let meta = ItemMeta {
-            seqno: Seqno(seqno),
-            cas: Cas(1),
-            revid: 1,
-            flags: 0,
-            expiry: 0,
-            datatype: 0,
-            kind: Kind::Mutation,
-        };
-        Item::new(meta, key.as_bytes(), b"value")
+        test_item(key.as_bytes(), seqno, Kind::Mutation, b"value")
     }
 
     #[test]

@@ -215,20 +215,12 @@ impl Memtable {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::{Cas, ItemMeta, Kind};
+    use crate::item::test_item;
+    use crate::types::Kind;
     use crate::versions::Versions;
 
     fn item(seqno: u64, key: &str) -> Item {
-        let meta = ItemMeta {
-            seqno: Seqno(seqno),
-            cas: Cas(seqno),
-            revid: 1,
-            flags: 0,
-            expiry: 0,
-            datatype: 0,
-            kind: Kind::Mutation,
-        };
-        Item::new(meta, key.as_bytes(), b"v")
+        test_item(key.as_bytes(), seqno, Kind::Mutation, b"v")
     }
 
     #[test]

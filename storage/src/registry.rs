@@ -189,19 +189,27 @@ impl Registry {
     pub fn union(&self) -> Option<RangeInclusive<Seqno>> {
         self.ranges().reduce(|all, range| *all.start().min(range.start())..=*all.end().max(range.end()))
     }
+}
 
-    /// Whether no reader's range overlaps `wanted`: an exclusive range could be had there (T4.3).
-    #[must_use]
-    pub fn is_free(&self, wanted: &RangeInclusive<Seqno>) -> bool {
-        !self.ranges().any(|range| range.start() <= wanted.end() && wanted.start() <= range.end())
+#[cfg(all(test, not(any(loom, shuttle))))]
+mod tests {
+    use super::*;
+
+    fn range(start: u64, end: u64) -> RangeInclusive<Seqno> {
+        Seqno(start)..=Seqno(end)
     }
 
-    /// The part of `wanted` that no reader reads, cut down against each reader's range in turn: where they overlap at its end or in its middle the
-    /// part before stays, at its start the part behind (T4.4).
-    #[must_use]
-    pub fn free_part(&self, wanted: RangeInclusive<Seqno>) -> Option<RangeInclusive<Seqno>> {
+    /// Whether an exact exclusive range could be had: no reader's range overlaps it (T4.3). Nothing takes one here. A purge asks of each tombstone
+    /// whether a reader needs it instead, which is the same question about a range of one seqno.
+    fn is_free(registry: &Registry, wanted: &RangeInclusive<Seqno>) -> bool {
+        !registry.ranges().any(|range| range.start() <= wanted.end() && wanted.start() <= range.end())
+    }
+
+    /// The exclusive range that could be had of `wanted`, cut down against each reader's range in turn: where they overlap at its end or in its
+    /// middle the part before stays, at its start the part behind (T4.4).
+    fn free_part(registry: &Registry, wanted: RangeInclusive<Seqno>) -> Option<RangeInclusive<Seqno>> {
         let (mut start, mut end) = wanted.into_inner();
-        for range in self.ranges() {
+        for range in registry.ranges() {
             if *range.start() > end || *range.end() < start {
                 continue;
             }
@@ -215,45 +223,55 @@ impl Registry {
         }
         Some(start..=end)
     }
-}
 
-#[cfg(all(test, not(any(loom, shuttle))))]
-mod tests {
-    use super::*;
-
-    fn range(start: u64, end: u64) -> RangeInclusive<Seqno> {
-        Seqno(start)..=Seqno(end)
+    /// What a purge asks of each tombstone.
+    fn may_be_purged(registry: &Registry, tombstone: u64) -> bool {
+        !registry.needs(Seqno(tombstone), Seqno(u64::MAX))
     }
 
-    /// T4.3: any overlap refuses an exact exclusive range, and after the last holder is gone it is free.
+    /// T4.3: any overlap refuses an exact exclusive range, and after the last holder is gone it is free. A purge passes over just the seqnos at which
+    /// none could be had.
     #[test]
-    fn a_range_is_free_when_its_last_reader_is_done() {
+    fn a_purge_passes_over_just_the_seqnos_at_which_no_exclusive_range_could_be_had() {
         let mut registry = Registry::default();
         let first = registry.open(Seqno(2), Seqno(5));
         let second = registry.open(Seqno(4), Seqno(9));
-        assert!(!registry.is_free(&range(1, 2)) && registry.is_free(&range(1, 1)));
+        let agree = |registry: &Registry| {
+            let mut seqnos = 1..=12;
+            seqnos.all(|seqno| may_be_purged(registry, seqno) == is_free(registry, &range(seqno, seqno)))
+        };
+        assert!(!is_free(&registry, &range(1, 2)) && is_free(&registry, &range(1, 1)) && agree(&registry));
         assert_eq!(registry.union(), Some(range(2, 9)));
         first.move_to(DONE);
-        assert!(registry.is_free(&range(1, 3)) && !registry.is_free(&range(5, 5)));
+        assert!(is_free(&registry, &range(1, 3)) && !is_free(&registry, &range(5, 5)) && agree(&registry));
         second.move_to(Seqno(6));
-        assert!(registry.is_free(&range(1, 5)) && !registry.is_free(&range(6, 6)));
+        assert!(is_free(&registry, &range(1, 5)) && !is_free(&registry, &range(6, 6)) && agree(&registry));
         second.move_to(DONE);
-        assert!(registry.is_free(&range(1, 100)) && registry.union().is_none());
+        assert!(is_free(&registry, &range(1, 100)) && registry.union().is_none() && agree(&registry));
     }
 
-    /// T4.4, with the examples of the statement.
+    /// T4.4, with the examples of the statement: a purge may have whatever a partial exclusive range would have given it, and more.
     #[test]
-    fn a_partial_range_is_cut_down_against_each_reader_in_turn() {
+    fn a_purge_may_have_all_of_a_partial_exclusive_range_and_what_lies_beyond_its_readers() {
+        let purgeable = |registry: &Registry, wanted: RangeInclusive<u64>| -> Vec<u64> {
+            wanted.filter(|seqno| may_be_purged(registry, *seqno)).collect()
+        };
         let mut registry = Registry::default();
         let _shared = registry.open(Seqno(2), Seqno(3));
-        assert_eq!(registry.free_part(range(1, 2)), Some(range(1, 1)));
+        assert_eq!(free_part(&registry, range(1, 2)), Some(range(1, 1)));
+        assert_eq!(purgeable(&registry, 1..=2), [1]);
+        assert_eq!(free_part(&registry, range(1, 5)), Some(range(1, 1)));
+        assert_eq!(purgeable(&registry, 1..=5), [1, 4, 5]);
         let mut registry = Registry::default();
         let first = registry.open(Seqno(1), Seqno(3));
         let _second = registry.open(Seqno(1), Seqno(2));
-        assert_eq!(registry.free_part(range(1, 4)), Some(range(4, 4)));
+        assert_eq!(free_part(&registry, range(1, 4)), Some(range(4, 4)));
+        assert_eq!(purgeable(&registry, 1..=4), [4]);
         first.move_to(DONE);
-        assert_eq!(registry.free_part(range(1, 4)), Some(range(3, 4)));
-        assert_eq!(registry.free_part(range(1, 2)), None);
+        assert_eq!(free_part(&registry, range(1, 4)), Some(range(3, 4)));
+        assert_eq!(purgeable(&registry, 1..=4), [3, 4]);
+        assert_eq!(free_part(&registry, range(1, 2)), None);
+        assert_eq!(purgeable(&registry, 1..=2), [0; 0]);
     }
 
     #[test]

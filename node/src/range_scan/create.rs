@@ -160,7 +160,7 @@ impl ScanCore {
             NO_SNAPSHOT
         })?;
         if let Some(required) = &request.snapshot {
-            check_snapshot(&view, required).await?;
+            self.check_snapshot(at, &view, required).await?;
         }
         let range = key_range(&request.selection);
         let (select, chance) = match request.selection {
@@ -232,8 +232,29 @@ impl ScanCore {
         or(persisted, too_late).await
     }
 
-    /// Reports that a probe could not read.
+    async fn check_snapshot(
+        &self,
+        at: VbAddress,
+        view: &ReadView,
+        required: &SnapshotRequirements,
+    ) -> Result<(), Refusal> {
+        if view.uuid() != required.uuid {
+            return Err(OTHER_BRANCH);
+        }
+        if required.seqno_exists {
+            let exists = view.contains_seqno(required.seqno).await;
+            if !exists.map_err(|error| self.unreadable(at, &error))? {
+                return Err(Refusal::new(Status::NOT_STORED, "The required seqno is not in the snapshot"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Reports that a probe could not read. That the bucket went meanwhile is no failure.
     fn unreadable(&self, at: VbAddress, error: &ReadError) -> Refusal {
+        if matches!(error, ReadError::Gone) {
+            return NOT_MY_VBUCKET;
+        }
         self.metrics.read_failures.add(1);
         tracing::error!(
             vb = at.vb.0,
@@ -245,19 +266,6 @@ impl ScanCore {
 }
 
 const OTHER_BRANCH: Refusal = Refusal::new(Status::VB_UUID_NOT_EQUAL, "The vbucket has another uuid");
-
-async fn check_snapshot(view: &ReadView, required: &SnapshotRequirements) -> Result<(), Refusal> {
-    if view.uuid() != required.uuid {
-        return Err(OTHER_BRANCH);
-    }
-    if required.seqno_exists {
-        let exists = view.contains_seqno(required.seqno).await.map_err(|_| NO_SNAPSHOT)?;
-        if !exists {
-            return Err(Refusal::new(Status::NOT_STORED, "The required seqno is not in the snapshot"));
-        }
-    }
-    Ok(())
-}
 
 /// What part of the default collection a selection covers.
 fn key_range(selection: &Selection) -> KeyRange {

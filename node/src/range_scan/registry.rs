@@ -326,7 +326,8 @@ impl ScanCore {
             return Verdict::Stop;
         }
         let has_data = matches!(report, Report::Full(_) | Report::More(..) | Report::Complete(_));
-        if has_data && !self.is_current(scan) {
+        let is_gone = matches!(report, Report::Failed(ReadError::Gone));
+        if is_gone || has_data && !self.is_current(scan) {
             drop(report);
             self.end(scan, ScanState::Cancelled, Some(Status::NOT_MY_VBUCKET));
             return Verdict::Stop;

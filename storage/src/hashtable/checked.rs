@@ -4,7 +4,8 @@
 
 use super::shared::hasher;
 use super::*;
-use crate::types::{Cas, ItemMeta, Kind};
+use crate::item::test_item;
+use crate::types::Kind;
 
 /// Keys whose hashes end in these bits, the lowest two of them.
 pub(super) fn keys<const N: usize>(bits: [u64; N]) -> [Vec<u8>; N] {
@@ -20,16 +21,7 @@ pub(super) fn keys<const N: usize>(bits: [u64; N]) -> [Vec<u8>; N] {
 }
 
 pub(super) fn item(key: &[u8], seqno: u64) -> Item {
-    let meta = ItemMeta {
-        seqno: Seqno(seqno),
-        cas: Cas(1),
-        revid: 1,
-        flags: 0,
-        expiry: 0,
-        datatype: 0,
-        kind: Kind::Mutation,
-    };
-    Item::new(meta, key, b"")
+    test_item(key, seqno, Kind::Mutation, b"")
 }
 
 /// A table with these keys, whose seqnos count from 1.

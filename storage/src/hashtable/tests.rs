@@ -7,19 +7,11 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::item::allocated_bytes;
-use crate::types::{Cas, ItemMeta, Kind};
+use crate::item::test_item;
+use crate::types::Kind;
 
 fn item_with(key: &[u8], seqno: u64, value: &[u8]) -> Item {
-    let meta = ItemMeta {
-        seqno: Seqno(seqno),
-        cas: Cas(1),
-        revid: 1,
-        flags: 0,
-        expiry: 0,
-        datatype: 0,
-        kind: Kind::Mutation,
-    };
-    Item::new(meta, key, value)
+    test_item(key, seqno, Kind::Mutation, value)
 }
 
 fn item(key: &str, seqno: u64) -> Item {

@@ -6,6 +6,7 @@
 //! Invariants
 //! - The buffer is tested after each record: it exceeds the bound by at most one record (T5.4).
 //! - Each call delivers at least one record unless the end or an error is reached (T5.2).
+//! - The end is the end of what the view shows: a scan of memory that was let go of meanwhile ends with an error.
 //!
 //! Does not know: who asks, the wire's document record (an encoder is an argument).
 
@@ -163,8 +164,12 @@ pub struct KeyScan {
 
 impl KeyScan {
     /// A scan of `range` in `view`.
+    ///
+    /// # Panics
+    /// If the view is of a vbucket that lives in memory only and was opened to be read in seqno order.
     #[must_use]
     pub fn new(view: ReadView, range: KeyRange, content: Content, select: Option<Select>) -> KeyScan {
+        assert!(view.is_in_key_order(), "a view in seqno order keeps nothing in key order");
         KeyScan {
             epoch: view.epoch(),
             view,
@@ -218,7 +223,7 @@ impl KeyScan {
     /// Whether the range holds a live key.
     ///
     /// # Errors
-    /// `Io`, `Damaged`.
+    /// `Io`, `Damaged`, `Gone`.
     pub async fn has_any(view: &ReadView, range: &KeyRange) -> Result<bool, ReadError> {
         let mut probe = KeyScan::new(view.clone(), range.clone(), Content::Keys, None);
         probe.is_probe = true;
@@ -231,7 +236,8 @@ impl KeyScan {
     /// Appends records to `out` until it is full, a limit or the end is reached.
     ///
     /// # Errors
-    /// `Io`, `Damaged`: the scan is over; what `out` holds is valid but must not be taken for complete.
+    /// `Io`, `Damaged`; `Gone`, if the view is of memory that was let go of: the scan is over; what `out` holds is valid but must not be taken for
+    /// complete.
     pub async fn fill(&mut self, out: &mut Vec<u8>, limits: &mut Limits) -> Result<Stop, ReadError> {
         let result = match self.content.clone() {
             Content::Keys => self.fill_keys(out, limits).await,
@@ -579,8 +585,10 @@ impl KeyScan {
             if item.is_none() {
                 *item = frozen().find(|item| item.seqno() == *seqno).cloned();
             }
-            if item.is_none() {
-                *item = parts.memory.as_ref().and_then(|memory| memory.get(key));
+            if item.is_none()
+                && let Some(memory) = &parts.memory
+            {
+                *item = memory.get(key)?;
             }
             if item.is_none()
                 && let Some((first, at)) = place_of(&parts, *seqno)

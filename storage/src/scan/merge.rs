@@ -169,13 +169,15 @@ impl TableSource {
     }
 
     /// Takes the next batch; it may be empty although more is to come.
-    fn refill(&mut self, range: &KeyRange) {
+    fn refill(&mut self, range: &KeyRange) -> Result<(), ReadError> {
         let last = match &self.table {
             Table::Frozen(table) => {
                 self.batch.extend(table.range(&self.from, self.exclusive).take(TABLE_BATCH).cloned());
                 self.batch.back().filter(|_| self.batch.len() == TABLE_BATCH).map(|item| item.key().to_vec())
             }
-            Table::Memory(view) => view.next_keys(&self.from, self.exclusive, TABLE_BATCH, &mut self.batch),
+            Table::Memory(view) => {
+                view.next_keys(&self.from, self.exclusive, TABLE_BATCH, &mut self.batch)?
+            }
         };
         let outside = |key: &[u8]| !range.contains_from_start(key);
         while self.batch.back().is_some_and(|item| outside(item.key())) {
@@ -186,6 +188,7 @@ impl TableSource {
             Some(last) if !outside(&last) => (self.from, self.exclusive) = (last, true),
             _ => self.ended = true,
         }
+        Ok(())
     }
 }
 
@@ -224,7 +227,7 @@ impl Merge {
         for source in &mut self.sources {
             if let Source::Table(table) = source {
                 while table.batch.is_empty() && !table.ended {
-                    table.refill(&self.range);
+                    table.refill(&self.range)?;
                     if table.batch.is_empty() {
                         // Nothing of a whole batch is visible: others have their turn.
                         self.env.relax().await;

@@ -9,20 +9,12 @@ use loom::thread;
 
 use super::*;
 use crate::checking::{assert_caught, explore};
+use crate::item::test_item;
 use crate::registry::Registry;
-use crate::types::{Cas, ItemMeta, Kind};
+use crate::types::Kind;
 
 fn item(key: u8, seqno: u64) -> Item {
-    let meta = ItemMeta {
-        seqno: Seqno(seqno),
-        cas: Cas(1),
-        revid: 1,
-        flags: 0,
-        expiry: 0,
-        datatype: 0,
-        kind: Kind::Mutation,
-    };
-    Item::new(meta, &[key], b"")
+    test_item(&[key], seqno, Kind::Mutation, b"")
 }
 
 /// A list whose writer asks a registry, as a vbucket does.

@@ -4,15 +4,18 @@
 //!
 //! Invariants
 //! - The purge seqno rises in the step that drops a tombstone nobody replaced, and in no other (T4.10). The newest version of the vbucket stays.
+//! - A view of a vbucket that has ended says so; it never shows less than its moment (T4.13).
 //!
 //! Cost: opening a view in key order builds the key index if there is none, in slices.
 //! Does not know: settings, quotas, who reads.
 
+use std::cell::Ref;
 use std::collections::VecDeque;
 use std::rc::{Rc, Weak};
 
-use super::VbStore;
+use super::{State, VbStore};
 use crate::item::Item;
+use crate::reader::ReadError;
 use crate::registry::KeyReader;
 use crate::types::Seqno;
 use crate::versions::{SLICE, VersionsStats};
@@ -60,30 +63,44 @@ impl MemoryView {
 
     /// Appends the visible versions of the next keys at or above (or, if `exclusive`, above) `from` to `out`, tombstones included, and returns the
     /// last key it looked at; `None` at the end. A call looks at no more than `keys` keys, of which few may be visible.
+    ///
+    /// # Errors
+    /// `Gone`.
     pub fn next_keys(
         &self,
         from: &[u8],
         exclusive: bool,
         keys: usize,
         out: &mut VecDeque<Item>,
-    ) -> Option<Vec<u8>> {
-        self.store.state.borrow().versions.next_keys(self.end, from, exclusive, keys, out)
+    ) -> Result<Option<Vec<u8>>, ReadError> {
+        let state = self.state()?;
+        Ok(state.versions.next_keys(self.end, from, exclusive, keys, out))
     }
 
     /// Whether it shows a live document with exactly this seqno, which nobody has passed.
-    pub(super) fn contains(&self, seqno: Seqno) -> bool {
-        let state = self.store.state.borrow();
-        state.versions.at_or_kept(seqno).is_some_and(|item| {
+    pub(super) fn contains(&self, seqno: Seqno) -> Result<bool, ReadError> {
+        let state = self.state()?;
+        Ok(state.versions.at_or_kept(seqno).is_some_and(|item| {
             let shown = state.versions.visible(item.key(), state.table.get(item.key()).as_deref(), self.end);
             shown.is_some_and(|shown| shown.seqno() == seqno && !shown.is_deleted())
-        })
+        }))
     }
 
     /// The visible version of `key`.
-    #[must_use]
-    pub fn get(&self, key: &[u8]) -> Option<Item> {
-        let state = self.store.state.borrow();
-        state.versions.visible(key, state.table.get(key).as_deref(), self.end)
+    ///
+    /// # Errors
+    /// `Gone`.
+    pub fn get(&self, key: &[u8]) -> Result<Option<Item>, ReadError> {
+        let state = self.state()?;
+        Ok(state.versions.visible(key, state.table.get(key).as_deref(), self.end))
+    }
+
+    /// What is in memory, unless that was let go of.
+    fn state(&self) -> Result<Ref<'_, State>, ReadError> {
+        if self.store.has_ended() {
+            return Err(ReadError::Gone);
+        }
+        Ok(self.store.state.borrow())
     }
 }
 

@@ -14,6 +14,7 @@ use std::rc::Rc;
 use super::ephemeral::KeyReading;
 use super::{FROZEN_MAX, MemoryView, SeqnoReading, VbStore};
 use crate::memtable::Memtable;
+use crate::reader::ReadError;
 use crate::run::Run;
 use crate::seqlog::{Segment, segment_of};
 use crate::types::{Seqno, VbUuid};
@@ -85,6 +86,7 @@ impl VbStore {
         if self.is_ephemeral {
             let store = self.weak.upgrade().expect("the store is borrowed");
             let (reading, memory) = store.open_memory().await;
+            self.is_there()?;
             let end = reading.end();
             return Ok(self.ephemeral_view(Some(reading), memory, end));
         }
@@ -121,10 +123,14 @@ impl VbStore {
             let is_over = || self.core.has_failed() || self.has_ended() || failures() != before;
             self.flushed_event.until(|| !crowded() || is_over()).await;
         }
-        if self.has_ended() {
-            return Err(ViewError::Failed { reason: "the bucket is deleted".into() });
+        self.is_there()
+    }
+
+    fn is_there(&self) -> Result<(), ViewError> {
+        match self.has_ended() {
+            true => Err(ViewError::Failed { reason: "the bucket is deleted".into() }),
+            false => Ok(()),
         }
-        Ok(())
     }
 
     fn freeze_view(&self) -> Result<ReadView, ViewError> {
@@ -245,14 +251,22 @@ impl ReadView {
         }
     }
 
+    /// Whether it may be read in key order.
+    pub(crate) fn is_in_key_order(&self) -> bool {
+        self.cell.reader.is_some() || !self.cell.store.is_ephemeral
+    }
+
     /// Whether the view shows a live document with exactly this seqno.
     ///
     /// # Errors
-    /// `Io`, `Damaged`.
-    pub async fn contains_seqno(&self, seqno: Seqno) -> Result<bool, crate::reader::ReadError> {
+    /// `Io`, `Damaged`, `Gone`.
+    pub async fn contains_seqno(&self, seqno: Seqno) -> Result<bool, ReadError> {
         let (parts, _) = self.parts();
         if let Some(memory) = &parts.memory {
-            return Ok(memory.contains(seqno));
+            return memory.contains(seqno);
+        }
+        if self.cell.store.has_ended() && !parts.frozen.is_empty() {
+            return Err(ReadError::Gone);
         }
         for (index, table) in parts.frozen.iter().enumerate() {
             if let Some(item) = table.at(seqno) {

@@ -33,7 +33,7 @@ impl Drop for SeqnoReading {
     fn drop(&mut self) {
         self.reader = None;
         if let Some(store) = self.store.upgrade() {
-            store.spawn_reclaim();
+            store.spawn_tidy();
         }
     }
 }
@@ -86,7 +86,7 @@ impl SeqnoReading {
         if let Some(store) = self.store.upgrade()
             && store.settle()
         {
-            store.spawn_reclaim();
+            store.spawn_tidy();
         }
     }
 }
@@ -106,17 +106,6 @@ impl VbStore {
         let (freed, more) = self.state.borrow_mut().versions.settle();
         self.memory.add_resident(-(freed as i64));
         more
-    }
-
-    /// Gives up what readers have passed, in a task of its own.
-    pub(super) fn spawn_reclaim(&self) {
-        let Some(store) = self.weak.upgrade() else { return };
-        let core = self.core.clone();
-        core.env().spawn("reclaim", async move {
-            while store.settle() {
-                store.core.env().relax().await;
-            }
-        });
     }
 
     /// Gives up what readers have passed and what the window has too much, in a task of its own.

@@ -55,7 +55,10 @@ impl Versions {
     }
 
     /// Appends the versions that are visible at `end` of the next keys at or above (or, if `exclusive`, above) `from` to `out`, tombstones included, and
-    /// returns the last key it looked at; `None` at the end, or without an index. A call looks at no more than `keys` keys.
+    /// returns the last key it looked at; `None` at the end. A call looks at no more than `keys` keys.
+    ///
+    /// # Panics
+    /// If the index is not complete: whoever reads has waited for it, and it stays while somebody reads.
     pub fn next_keys(
         &self,
         end: Seqno,
@@ -64,7 +67,7 @@ impl Versions {
         keys: usize,
         out: &mut VecDeque<Item>,
     ) -> Option<Vec<u8>> {
-        let Index::Complete(index) = &self.index else { return None };
+        let Index::Complete(index) = &self.index else { panic!("read in key order without an index") };
         let start = if exclusive { Bound::Excluded(from) } else { Bound::Included(from) };
         let mut newest = index.range(from, exclusive).peekable();
         let mut kept =

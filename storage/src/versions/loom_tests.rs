@@ -4,13 +4,12 @@ use loom::thread;
 
 use super::*;
 use crate::checking::{assert_caught, explore};
+use crate::item::test_item;
 use crate::seqlist::{BatchLimits, Progress};
-use crate::types::{Cas, ItemMeta, Kind};
+use crate::types::Kind;
 
 fn item(key: u8, seqno: u64, kind: Kind) -> Item {
-    let meta =
-        ItemMeta { seqno: Seqno(seqno), cas: Cas(1), revid: 1, flags: 0, expiry: 0, datatype: 0, kind };
-    Item::new(meta, &[key], b"v")
+    test_item(&[key], seqno, kind, b"v")
 }
 
 fn seqnos(mut reader: RangeReader) -> Vec<u64> {

@@ -10,8 +10,9 @@ use shuttle::thread::{self, JoinHandle};
 
 use super::*;
 use crate::checking::{assert_caught, explore};
+use crate::item::test_item;
 use crate::seqlist::{BatchLimits, Progress};
-use crate::types::{Cas, ItemMeta, Kind};
+use crate::types::Kind;
 
 const KEYS: u8 = 5;
 const STEPS: usize = 24;
@@ -42,16 +43,7 @@ impl World {
         self.high += 1;
         let (key, is_deleted) = (thread_rng().gen_range(0..KEYS), thread_rng().gen_range(0..4) == 0);
         let kind = if is_deleted { Kind::Deletion } else { Kind::Mutation };
-        let meta = ItemMeta {
-            seqno: Seqno(self.high),
-            cas: Cas(1),
-            revid: 1,
-            flags: 0,
-            expiry: 0,
-            datatype: 0,
-            kind,
-        };
-        let item = Item::new(meta, &[key], b"v");
+        let item = test_item(&[key], self.high, kind, b"v");
         let former = self.newest.insert(key, (self.high, is_deleted));
         self.versions.take(&item, Seqno(former.map_or(0, |(seqno, _)| seqno)));
         self.all.push(item);

@@ -1,13 +1,12 @@
 //! What is kept for readers, and for how long.
 
 use super::*;
+use crate::item::test_item;
 use crate::seqlist::{BatchLimits, Progress};
-use crate::types::{Cas, ItemMeta, Kind};
+use crate::types::Kind;
 
 fn item(key: u64, seqno: u64, kind: Kind) -> Item {
-    let meta =
-        ItemMeta { seqno: Seqno(seqno), cas: Cas(1), revid: 1, flags: 0, expiry: 0, datatype: 0, kind };
-    Item::new(meta, &key.to_be_bytes(), b"value")
+    test_item(&key.to_be_bytes(), seqno, kind, b"value")
 }
 
 /// Versions of keys 0.., each written once.

@@ -329,21 +329,13 @@ mod tests {
     use crate::env::sim::SimExecutor;
     use crate::format::wal_record::wal_record_len;
     use crate::io::sim::SimDisk;
-    use crate::types::{Cas, ItemMeta, Kind, Seqno};
+    use crate::item::test_item;
+    use crate::types::Kind;
 
     const SHAPE: WalShape = WalShape { blocks: 64, segment_blocks: 16 };
 
     fn item(seqno: u64, len: usize) -> Item {
-        let meta = ItemMeta {
-            seqno: Seqno(seqno),
-            cas: Cas(seqno),
-            revid: 1,
-            flags: 0,
-            expiry: 0,
-            datatype: 0,
-            kind: Kind::Mutation,
-        };
-        Item::new(meta, format!("\0key{seqno}").as_bytes(), &vec![seqno as u8; len])
+        test_item(format!("\0key{seqno}").as_bytes(), seqno, Kind::Mutation, &vec![seqno as u8; len])
     }
 
     fn start(at: u64) -> WalStart {

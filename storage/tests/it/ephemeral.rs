@@ -6,21 +6,25 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
-use futures_lite::future::{or, poll_once};
+use futures_lite::future::{or, poll_once, zip};
 use rand::RngExt;
 use rand::rngs::Xoshiro256PlusPlus;
 use ringbase_storage::format::manifest_record::BucketDesc;
 use ringbase_storage::mutant::{Mutant, turn_on};
-use ringbase_storage::scan::{Content, KeyRange, KeyScan, Limits, Stop};
+use ringbase_storage::reader::ReadError;
+use ringbase_storage::scan::{Content, KeyRange, KeyScan, Limits, Select, Stop};
 use ringbase_storage::shard::{Home, Shard};
 use ringbase_storage::types::{BucketId, Seqno, VbId};
 use ringbase_storage::vbstore::{ReadView, VbStore};
 
-use crate::world::{Model, VBUCKETS, VbModel, document, documents_of, new_world, open_shard, put, rng};
+use crate::world::{
+    Model, VBUCKETS, VbModel, document, documents_of, each_seed, new_world, open_shard, put, rng, seeds,
+};
 
 pub(crate) const MEMORY: BucketId = BucketId(7);
 pub(crate) const VB: VbId = VbId(1);
 const KEYS: u32 = 60;
+const SEEDS: u64 = 60;
 
 type Moment = BTreeMap<Vec<u8>, (u64, Option<Vec<u8>>)>;
 
@@ -176,18 +180,9 @@ fn run_seed(seed: u64) -> u64 {
 /// what is set aside for them is what they can still see.
 #[test]
 fn scans_show_their_moment_while_everything_changes_and_only_what_they_see_is_kept() {
-    let seeds = std::env::var("RINGBASE_SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(60);
-    let ended: u64 = (0..seeds)
-        .map(|seed| {
-            let outcome = std::panic::catch_unwind(|| run_seed(seed));
-            outcome.unwrap_or_else(|panic| {
-                eprintln!("failed with seed {seed}");
-                std::panic::resume_unwind(panic)
-            })
-        })
-        .sum();
+    let ended = each_seed(SEEDS, run_seed);
     println!("{ended} scans came to their end");
-    assert!(ended > seeds);
+    assert!(ended > seeds(SEEDS).count() as u64);
 }
 
 /// The mutant asks no reader before it lets a version go.
@@ -197,7 +192,111 @@ fn letting_go_without_asking_the_readers_is_noticed() {
         let _mutant = turn_on(Mutant::ForgetReaders);
         (0..20).map(run_seed).sum::<u64>()
     });
-    assert!(caught.is_err());
+    let panic = caught.expect_err("the mutant is noticed");
+    assert_eq!(panic.downcast_ref(), Some(&"every version that is seen is set aside"));
+}
+
+const MANY: usize = 450;
+
+/// Where a scan stands when its bucket goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Standing {
+    Fresh,
+    /// A limit ended the call before: it holds nothing but its position.
+    Parked,
+    /// A full buffer ended the call before: it may hold what comes next.
+    Full,
+    UnderWay,
+}
+
+/// A scan of [`MANY`] documents whose bucket is deleted or emptied. Returns how many it has shown, and how it ended.
+async fn scan_of_a_bucket_that_goes(
+    shard: &Shard,
+    standing: Standing,
+    random: &mut Xoshiro256PlusPlus,
+) -> (usize, Result<Stop, ReadError>) {
+    shard.create_bucket_in(memory_bucket(), Home::Memory).await.unwrap();
+    let (store, model) = (memory_vbucket(shard), empty_model());
+    for n in 0..MANY {
+        put(&store, &model, format!("\0{n:04}").as_bytes(), Some(b"1")).await.unwrap();
+    }
+    let go = async {
+        let successor = BucketDesc { id: BucketId(8), ..memory_bucket() };
+        match store.uuid().0 % 2 {
+            0 => shard.delete_bucket(MEMORY).await.unwrap(),
+            _ => shard.replace_bucket(MEMORY, successor, Home::Memory).await.unwrap(),
+        }
+    };
+    let content = if random.random() { Content::Keys } else { Content::Documents(Rc::new(document)) };
+    // A scan that asks which keys are wanted keeps those of its window when it is parked.
+    let select: Option<Select> = random.random_bool(0.5).then(|| Box::new(|_: &[u8]| true) as Select);
+    let view = store.open_view().await.unwrap();
+    let mut scan = KeyScan::new(view.clone(), KeyRange::collection(0), content, select);
+    let items = (standing == Standing::Parked).then(|| random.random_range(1..300));
+    let buffer_bytes = if standing == Standing::Full { random.random_range(1..2000) } else { 1 << 20 };
+    let mut limits = Limits { buffer_bytes, items, bytes: None, deadline_ns: None };
+    let mut out = Vec::new();
+    let everything = Limits { buffer_bytes: 1 << 20, items: None, bytes: None, deadline_ns: None };
+    let ended = match standing {
+        Standing::UnderWay => {
+            let begins_after = std::time::Duration::from_micros(random.random_range(0..800));
+            let scanning = async {
+                store.sleep(begins_after).await;
+                scan.fill(&mut out, &mut limits).await
+            };
+            zip(scanning, go).await.0
+        }
+        Standing::Fresh => {
+            go.await;
+            scan.fill(&mut out, &mut { everything }).await
+        }
+        Standing::Parked | Standing::Full => {
+            let stop = scan.fill(&mut out, &mut limits).await.unwrap();
+            let expected = if standing == Standing::Full { Stop::BufferFull } else { Stop::Limit };
+            assert_eq!(stop, expected);
+            go.await;
+            scan.fill(&mut out, &mut { everything }).await
+        }
+    };
+    if ended.is_err() {
+        let anew = KeyScan::has_any(&view, &KeyRange::collection(0)).await;
+        assert!(matches!(anew, Err(ReadError::Gone)), "{anew:?}");
+        let is_there = view.contains_seqno(Seqno(1)).await;
+        assert!(matches!(is_there, Err(ReadError::Gone)), "{is_there:?}");
+    }
+    assert!(store.open_view().await.is_err());
+    (scan.counts().records as usize, ended)
+}
+
+/// T4.13: deleting or emptying the bucket while scans live is safe. Wherever one stands then, it shows everything or ends with an error, never as if a
+/// part were all.
+#[test]
+fn a_scan_of_a_bucket_that_goes_says_so_wherever_it_stands() {
+    let (mut cut_under_way, mut complete) = (0, 0);
+    let mut run = |seed, standing| {
+        let (sim, _disk, shard, _) = new_world(seed);
+        let mut random = rng(seed);
+        let (shown, ended) = sim.block_on(scan_of_a_bucket_that_goes(&shard, standing, &mut random));
+        match ended {
+            Ok(Stop::End) => {
+                let may_have_all = matches!(standing, Standing::Full | Standing::UnderWay);
+                assert!(shown == MANY && may_have_all, "{standing:?}: {shown}");
+                complete += u64::from(standing == Standing::UnderWay);
+            }
+            Err(ReadError::Gone) => {
+                assert!(shown < MANY, "{standing:?}");
+                cut_under_way += u64::from(shown > 0 && standing == Standing::UnderWay);
+            }
+            other => panic!("{standing:?}: {other:?} after {shown}"),
+        }
+    };
+    let standings = [Standing::Fresh, Standing::Parked, Standing::Full, Standing::UnderWay];
+    let seeds = each_seed(200, |seed| {
+        standings.into_iter().for_each(|standing| run(seed, standing));
+        1
+    });
+    println!("under way: {cut_under_way} were cut off, {complete} came to their end");
+    assert!(seeds < 200 || cut_under_way > 0 && complete > 0);
 }
 
 /// T4.10: the purge seqno is that of the newest tombstone that went without a successor; overwriting moves nothing.

@@ -15,7 +15,9 @@ use ringbase_storage::types::{Kind, Seqno, VbId};
 use ringbase_storage::vbstore::{Found, NewVersion, ReadView, VbStore};
 
 use crate::crash::reported;
-use crate::world::{BUCKET, Model, VBUCKETS, VbModel, Written, check_view, new_world, open_shard, rng};
+use crate::world::{
+    BUCKET, Model, VBUCKETS, VbModel, Written, check_view, each_seed, new_world, open_shard, rng,
+};
 
 /// Operations of the scenario.
 const OPERATIONS: u32 = 400;
@@ -376,21 +378,14 @@ fn lie(seed: u64, fault: Fault, lies: &mut Lies) {
     });
 }
 
-fn lie_seeds() -> u64 {
-    std::env::var("RINGBASE_SEEDS").map_or(1000, |text| text.parse().expect("a number of seeds"))
-}
-
 fn lie_all(fault: Fault) -> Lies {
     let mut lies = Lies::default();
-    for seed in 0..lie_seeds() {
-        let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| lie(seed, fault, &mut lies)));
-        if let Err(panic) = caught {
-            eprintln!("violation at seed {seed} of {fault:?}");
-            std::panic::resume_unwind(panic);
-        }
-    }
+    let seeds = each_seed(1000, |seed| {
+        lie(seed, fault, &mut lies);
+        1
+    });
     println!("{fault:?}: {lies:?}");
-    assert!(lies.struck > lie_seeds() / 2 && lies.refused > 0 && lies.noticed > 0, "{lies:?}");
+    assert!(lies.struck > seeds / 2 && lies.refused > 0 && lies.noticed > 0, "{lies:?}");
     lies
 }
 

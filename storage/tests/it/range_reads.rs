@@ -14,9 +14,10 @@ use ringbase_storage::types::Seqno;
 use ringbase_storage::vbstore::VbStore;
 
 use crate::ephemeral::{MEMORY, VB, empty_model, memory_bucket, memory_vbucket, purge, stale_at_rest};
-use crate::world::{Model, new_world, put, rng};
+use crate::world::{Model, each_seed, new_world, put, rng, seeds};
 
 const KEYS: u32 = 60;
+const SEEDS: u64 = 60;
 
 type Version = (u64, Vec<u8>, Option<Vec<u8>>);
 
@@ -127,17 +128,9 @@ fn run_seed(seed: u64) -> u64 {
 /// moment, also the tombstones that are purged meanwhile; what is kept for them is what they can still see.
 #[test]
 fn range_reads_show_their_moment_while_everything_changes_and_only_what_they_see_is_kept() {
-    let seeds = std::env::var("RINGBASE_SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(60);
-    let ended: u64 = (0..seeds)
-        .map(|seed| {
-            std::panic::catch_unwind(|| run_seed(seed)).unwrap_or_else(|panic| {
-                eprintln!("failed with seed {seed}");
-                std::panic::resume_unwind(panic)
-            })
-        })
-        .sum();
+    let ended = each_seed(SEEDS, run_seed);
     println!("{ended} range reads came to their end");
-    assert!(ended > seeds);
+    assert!(ended > seeds(SEEDS).count() as u64);
 }
 
 /// The mutant asks no reader before it lets a version go.
@@ -147,7 +140,9 @@ fn a_range_read_notices_what_was_let_go_without_asking_it() {
         let _mutant = turn_on(Mutant::ForgetReaders);
         (0..20).map(run_seed).sum::<u64>()
     });
-    assert!(caught.is_err());
+    let panic = caught.expect_err("the mutant is noticed");
+    let text = panic.downcast_ref::<String>().expect("an assertion with a text");
+    assert!(text.starts_with("assertion `left == right` failed: ReadView"), "{text}");
 }
 
 /// T4.2: no range read is ever refused or made to wait, not even in the middle of a purge; the purge goes on beside it and passes over what it can see.

@@ -11,7 +11,7 @@ use ringbase_storage::shard::Shard;
 use ringbase_storage::types::{Seqno, VbId};
 use ringbase_storage::vbstore::{ReadView, VbStore, WriteError};
 
-use crate::world::{BUCKET, Model, new_world, open_shard, put, rng};
+use crate::world::{BUCKET, Model, each_seed, new_world, open_shard, put, rng};
 
 const VB: VbId = VbId(1);
 
@@ -186,15 +186,11 @@ fn run_seed(seed: u64, coverage: &mut Coverage) {
 /// flush, a merge or a restart. A scan that reads the window in memory sees no gap and nothing twice where it crosses from disk, while the window moves under it.
 #[test]
 fn seqno_scans_show_each_key_once_whatever_is_flushed_and_merged_under_them() {
-    let seeds = std::env::var("RINGBASE_SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(60);
     let mut coverage = Coverage::default();
-    for seed in 0..seeds {
-        let printed = std::panic::AssertUnwindSafe(|| run_seed(seed, &mut coverage));
-        if let Err(panic) = std::panic::catch_unwind(printed) {
-            eprintln!("failed with seed {seed}");
-            std::panic::resume_unwind(panic);
-        }
-    }
+    let seeds = each_seed(60, |seed| {
+        run_seed(seed, &mut coverage);
+        1
+    });
     println!("{coverage:?}");
     let Coverage { scans, resumed, moved, dead, segments, merges, .. } = coverage;
     let Coverage { from_memory, from_disk, crossing, overtaken, .. } = coverage;

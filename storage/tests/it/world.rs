@@ -2,6 +2,8 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::rc::Rc;
 
 use rand::rngs::Xoshiro256PlusPlus;
@@ -56,6 +58,26 @@ pub(crate) type Model = Rc<RefCell<Vec<VbModel>>>;
 
 pub(crate) fn rng(seed: u64) -> Xoshiro256PlusPlus {
     Xoshiro256PlusPlus::seed_from_u64(seed)
+}
+
+/// The seeds of a random test: `default` many from 0 on, or `RINGBASE_SEEDS` many from `RINGBASE_FIRST_SEED` on.
+pub(crate) fn seeds(default: u64) -> Range<u64> {
+    let number = |name: &str, default: u64| {
+        std::env::var(name).map_or(default, |text| text.parse().expect("a number of seeds"))
+    };
+    let first = number("RINGBASE_FIRST_SEED", 0);
+    first..first + number("RINGBASE_SEEDS", default)
+}
+
+/// Runs `run` with each of [`seeds`] and adds up what it returns. A failure names its seed.
+pub(crate) fn each_seed(default: u64, mut run: impl FnMut(u64) -> u64) -> u64 {
+    let outcomes = seeds(default).map(|seed| {
+        catch_unwind(AssertUnwindSafe(|| run(seed))).unwrap_or_else(|panic| {
+            eprintln!("failed at seed {seed}: RINGBASE_FIRST_SEED={seed} RINGBASE_SEEDS=1 repeats it");
+            resume_unwind(panic)
+        })
+    });
+    outcomes.sum()
 }
 
 pub(crate) async fn format_shard(env: &Env, disk: &SimDisk) -> Result<(), OpenError> {

@@ -4,7 +4,8 @@
 //! homes of documents. Scans in key order and in seqno order are opened at random moments, stay open while the history goes on, and are read in
 //! pieces of random size. Both buckets are on one shard and one clock and see a command at the same nanosecond: seqnos and CAS are the same, too.
 //!
-//! `RINGBASE_SEEDS=100000 RINGBASE_FIRST_SEED=0 cargo test --release -p ringbase --lib differential` runs any number of seeds.
+//! `RINGBASE_SEEDS=100000 RINGBASE_FIRST_SEED=0 cargo test --release -p ringbase --lib differential` runs any number of seeds, and with
+//! `RINGBASE_HISTORIES=long` each is twice as long, over fewer keys, and rarely begins anew.
 //!
 //! Does not know: how a store keeps anything.
 
@@ -20,7 +21,7 @@ use ringbase_storage::types::{Cas, Seqno, VbId};
 use ringbase_storage::vbstore::{Found, Lookup};
 
 use self::history::{Change, Expected, Told, Vbucket, Verb, Version};
-use self::scans::{Pair, Read};
+use self::scans::{COMPARED, Pair, Read};
 use crate::bucket::document::LOCKED_CAS;
 use crate::command::rig::{Answer, Rig, RigOptions};
 use crate::command::session::{ConnectionId, Session};
@@ -28,8 +29,34 @@ use crate::protocol::extras::{ArithmeticExtras, MutationToken, StoreExtras};
 use crate::protocol::{Feature, Opcode, Request, RequestFraming, Status};
 
 const VBUCKETS: usize = 2;
-const KEYS: usize = 12;
-const ACTIONS: u32 = 150;
+
+/// How much happens in a history.
+#[derive(Debug, Clone, Copy)]
+struct Length {
+    actions: u32,
+    /// Keys of a vbucket.
+    keys: usize,
+    /// How likely an action that could empty the bucket does.
+    empties: f64,
+    /// How many histories, if nothing else is asked for.
+    seeds: u64,
+    /// Whether the bucket on disk is flushed.
+    flushes: bool,
+}
+
+const SHORT: Length = Length { actions: 150, keys: 12, empties: 1.0, seeds: 200, flushes: true };
+const LONG: Length = Length { actions: 300, keys: 8, empties: 0.3, seeds: 250, flushes: true };
+
+impl Length {
+    fn asked_for() -> Length {
+        match std::env::var("RINGBASE_HISTORIES").as_deref() {
+            Err(_) | Ok("short") => SHORT,
+            Ok("long") => LONG,
+            Ok(other) => panic!("histories are short or long, not {other}"),
+        }
+    }
+}
+
 /// Most pairs of scans that are open at once.
 const OPEN_MAX: usize = 6;
 
@@ -51,6 +78,7 @@ struct Coverage {
     from_disk: u64,
     key_scans: u64,
     seqno_scans: u64,
+    seqnos_asked_for: u64,
     interrupted_scans: u64,
     scans_of_gone_buckets: u64,
     flushes: u64,
@@ -63,13 +91,14 @@ struct Driver<'c> {
     /// The connection to the bucket in memory; the rig has the other.
     other: Session,
     random: Xoshiro256PlusPlus,
+    length: Length,
     vbuckets: [Vbucket; VBUCKETS],
     open: Vec<Pair>,
     coverage: &'c mut Coverage,
 }
 
 impl<'c> Driver<'c> {
-    fn new(seed: u64, coverage: &'c mut Coverage) -> Driver<'c> {
+    fn new(seed: u64, length: Length, coverage: &'c mut Coverage) -> Driver<'c> {
         let random = Xoshiro256PlusPlus::seed_from_u64(seed);
         let mut rig = Rig::with(RigOptions {
             seed,
@@ -86,24 +115,26 @@ impl<'c> Driver<'c> {
         rig.hello(&[Feature::Xerror, Feature::MutationSeqno]);
         rig.select("memory");
         std::mem::swap(&mut rig.session, &mut other);
-        Driver { rig, other, random, vbuckets: Default::default(), open: Vec::new(), coverage }
+        Driver { rig, other, random, length, vbuckets: Default::default(), open: Vec::new(), coverage }
     }
 
     fn run(mut self) {
-        for _ in 0..ACTIONS {
+        for _ in 0..self.length.actions {
             match self.random.random_range(0..100) {
                 0..60 => {
-                    let (vb, key) =
-                        (self.random.random_range(0..VBUCKETS), self.random.random_range(0..KEYS));
+                    let (vb, key) = (
+                        self.random.random_range(0..VBUCKETS),
+                        self.random.random_range(0..self.length.keys),
+                    );
                     let verb = Verb::random(&mut self.random);
                     self.execute(vb, key, verb);
                 }
                 60..66 => self.rig.sleep(self.random.random_range(1..12)),
-                66..72 => self.flush(),
+                66..72 if self.length.flushes => self.flush(),
                 72..80 if self.open.len() < OPEN_MAX => self.open_pair(),
                 80..95 => self.read_some(),
                 95..97 => self.purge(),
-                97 => self.empty(),
+                97 if self.random.random_bool(self.length.empties) => self.empty(),
                 _ => self.read_all_documents(),
             }
         }
@@ -239,7 +270,7 @@ impl<'c> Driver<'c> {
     /// Every key has the same newest version everywhere, however it is read.
     fn read_all_documents(&mut self) {
         for vb in 0..VBUCKETS {
-            for key in 0..KEYS {
+            for key in 0..self.length.keys {
                 self.execute(vb, key, Verb::Get);
             }
         }
@@ -262,6 +293,7 @@ impl<'c> Driver<'c> {
                 self.open.swap_remove(index);
                 continue;
             }
+            self.coverage.seqnos_asked_for += pair.ask_for_seqno(&self.rig.sim, &mut self.random);
             match pair.read(&self.rig.sim, &mut self.random) {
                 Read::More => index += 1,
                 Read::Gone => {
@@ -350,7 +382,7 @@ fn seeds() -> std::ops::Range<u64> {
         std::env::var(name).map_or(default, |text| text.parse().expect("a number of seeds"))
     };
     let first = number("RINGBASE_FIRST_SEED", 0);
-    first..first + number("RINGBASE_SEEDS", 200)
+    first..first + number("RINGBASE_SEEDS", Length::asked_for().seeds)
 }
 
 /// T4.1, T4.6, T4.8: the same history gives the same reads, range scans and range reads at every point in time asked for, in memory, on disk and in a
@@ -359,7 +391,9 @@ fn seeds() -> std::ops::Range<u64> {
 fn a_bucket_in_memory_one_on_disk_and_a_model_show_the_same_at_every_point_in_time() {
     let mut coverage = Coverage::default();
     for seed in seeds() {
-        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| Driver::new(seed, &mut coverage).run())) {
+        if let Err(panic) =
+            catch_unwind(AssertUnwindSafe(|| Driver::new(seed, Length::asked_for(), &mut coverage).run()))
+        {
             eprintln!("difference at seed {seed}: RINGBASE_FIRST_SEED={seed} RINGBASE_SEEDS=1 repeats it");
             std::panic::resume_unwind(panic);
         }
@@ -368,25 +402,28 @@ fn a_bucket_in_memory_one_on_disk_and_a_model_show_the_same_at_every_point_in_ti
     if seeds().count() >= 100 {
         let Coverage { commands, writes, deletions, expirations, locks, locks_refused, locks_over, .. } =
             coverage;
-        let Coverage {
-            unlocks, cas_mismatches, from_disk, key_scans, seqno_scans, interrupted_scans, ..
-        } = coverage;
-        let Coverage { scans_of_gone_buckets, flushes, bucket_flushes, purged, .. } = coverage;
+        let Coverage { unlocks, cas_mismatches, from_disk, key_scans, seqno_scans, seqnos_asked_for, .. } =
+            coverage;
+        let Coverage { interrupted_scans, scans_of_gone_buckets, flushes, bucket_flushes, purged, .. } =
+            coverage;
         let counts = [commands, writes, deletions, expirations, locks, locks_refused, locks_over, unlocks];
-        let more = [cas_mismatches, from_disk, key_scans, seqno_scans, interrupted_scans];
-        let rest = [scans_of_gone_buckets, flushes, bucket_flushes, purged];
+        let more = [cas_mismatches, from_disk, key_scans, seqno_scans, seqnos_asked_for];
+        let rest = [interrupted_scans, scans_of_gone_buckets, flushes, bucket_flushes, purged];
         let all = [&counts[..], &more, &rest].concat();
         assert!(all.iter().all(|&count| count > 0), "the seeds miss something: {coverage:?}");
     }
 }
 
-/// The mutant asks no reader before it lets a version of a bucket in memory go.
+/// The mutant asks no reader before it lets a version go. Without flushes, which would stop at that by themselves, only a comparison can notice.
 #[test]
 fn letting_go_of_what_a_scan_can_still_see_is_a_difference() {
     let caught = catch_unwind(|| {
         let _mutant = turn_on(Mutant::ForgetReaders);
         let mut coverage = Coverage::default();
-        (0..20).for_each(|seed| Driver::new(seed, &mut coverage).run());
+        let length = Length { flushes: false, ..SHORT };
+        (0..20).for_each(|seed| Driver::new(seed, length, &mut coverage).run());
     });
-    assert!(caught.is_err());
+    let panic = caught.expect_err("the mutant is noticed");
+    let text = panic.downcast_ref::<String>().expect("an assertion with a text");
+    assert!(text.starts_with("assertion `left == right` failed: ") && text.contains(COMPARED), "{text}");
 }

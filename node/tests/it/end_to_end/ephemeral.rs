@@ -118,6 +118,45 @@ fn a_bucket_in_memory_serves_and_scans_like_one_on_disk_and_is_empty_after_a_res
     });
 }
 
+/// A scan that stands half-way when its bucket is emptied or deleted cannot be continued, in memory as on disk; nothing of it looks complete.
+#[test]
+fn a_scan_of_a_bucket_that_is_emptied_or_deleted_cannot_be_continued() {
+    for_each_core_count(|setup| {
+        let place = Place::new();
+        let node = Node::start(&place.data(), &setup);
+        let mut told = Vec::new();
+        for (bucket_type, deletes) in
+            [("ephemeral", false), ("persistent", false), ("ephemeral", true), ("persistent", true)]
+        {
+            let name = format!("{bucket_type}-{deletes}");
+            node.connect().create_bucket(&name, &format!("bucket_type={bucket_type}")).unwrap();
+            let mut connection = connect(&node, &name);
+            for number in 0..500_u32 {
+                store(&mut connection, &format!("key-{number}"), b"value").unwrap();
+            }
+            let create = RangeScanCreate::default();
+            let mut scan =
+                Scan::create(&mut connection, VbId(3), &create).unwrap().expect("it has documents");
+            let few = ContinueLimits { items: 2, ..ContinueLimits::default() };
+            let state = scan.advance(&mut connection, few, &mut |_| Ok(()));
+            assert_eq!(state.unwrap(), ScanState::More);
+            match deletes {
+                true => node.connect().delete_bucket(&name).unwrap(),
+                false => node.connect().empty_bucket(&name).unwrap(),
+            }
+            let mut records = 0;
+            let state = scan.advance(&mut connection, ContinueLimits::default(), &mut |_| {
+                records += 1;
+                Ok(())
+            });
+            assert_eq!(records, 0, "{name}");
+            told.push(format!("{:?}", state.expect_err("it cannot go on")));
+        }
+        assert_eq!((&told[0], &told[2]), (&told[1], &told[3]), "memory says what the disk says");
+        println!("{told:?}");
+    });
+}
+
 /// With `fail_new_data` a full bucket refuses new documents for a moment, and takes deletions; with `auto_delete` it makes room by itself.
 #[test]
 fn a_full_bucket_in_memory_refuses_new_documents_or_removes_the_oldest() {

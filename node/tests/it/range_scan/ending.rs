@@ -10,6 +10,7 @@ use ringbase::protocol::Status;
 use ringbase::protocol::range_scan::{RangeScanContinue, RangeScanCreate, ScanId, SnapshotRequirements};
 use ringbase::range_scan::{ConnectionId, FrameSink, RangeScanConfig, RangeScans, ScanFrame, SendSize};
 use ringbase_storage::io::sim::{Fault, Injection};
+use ringbase_storage::shard::Home;
 use ringbase_storage::types::{Seqno, VbId};
 
 use super::rig::{AT, BUCKET, CLIENT, Rig, Seed, all_keys, keys, large_key, rng, statuses};
@@ -194,6 +195,29 @@ fn a_scan_that_waits_for_its_client_hears_at_once_that_the_vbucket_has_left() {
     assert_eq!(inbox.waiting(), 3);
     let frames = rig.sim.block_on(rig.client().drain(&inbox));
     assert_eq!(statuses(&frames), [Status::SUCCESS, Status::SUCCESS, Status::NOT_MY_VBUCKET]);
+}
+
+/// T4.13, T5.11: the bucket goes under a running scan, and nobody has told the scans. One of a bucket in memory that could not go on says what one of
+/// a bucket on disk says, which could; that is no read failure.
+#[test]
+fn a_scan_whose_bucket_goes_under_it_never_looks_complete() {
+    for home in [Home::Disk, Home::Memory] {
+        let rig = Rig::with_home(17, small_buffers(), home);
+        rig.load(600, home == Home::Disk);
+        let id = rig.create(all_keys()).unwrap();
+        let inbox = rig.client().start(id, [0; 3]);
+        let (first, sent) = rig.sim.block_on(inbox.next());
+        assert_eq!(first.status, Status::SUCCESS);
+        let store = rig.store();
+        rig.sim.block_on(rig.shard.delete_bucket(BUCKET)).unwrap();
+        sent.into_iter().for_each(|sent| rig.scans.frame_sent(sent));
+        let frames = rig.sim.block_on(rig.client().drain(&inbox));
+        let last = frames.last().unwrap();
+        assert_eq!((last.status, last.records.len()), (Status::NOT_MY_VBUCKET, 0), "{home:?}");
+        rig.settle();
+        assert_eq!((store.stats().views, rig.scans.len(), rig.scans.buffer_bytes().held()), (0, 0, 0));
+        assert_eq!(rig.scans.metrics().read_failures.get(), 0);
+    }
 }
 
 /// T5.12

@@ -20,7 +20,7 @@ use ringbase_storage::env::{Clock, Env};
 use ringbase_storage::format::manifest_record::BucketDesc;
 use ringbase_storage::format::superblock::Geometry;
 use ringbase_storage::io::sim::SimDisk;
-use ringbase_storage::shard::{FormatOptions, Shard, ShardOptions, format};
+use ringbase_storage::shard::{FormatOptions, Home, Shard, ShardOptions, format};
 use ringbase_storage::sync::Event;
 use ringbase_storage::types::{BucketId, Kind, Seqno, ShardId, VbId};
 use ringbase_storage::vbstore::{NewVersion, VbStore, WriteError};
@@ -113,6 +113,11 @@ impl Rig {
     }
 
     pub(crate) fn with(seed: u64, config: RangeScanConfig) -> Rig {
+        Rig::with_home(seed, config, Home::Disk)
+    }
+
+    /// With a bucket that lives there.
+    pub(super) fn with_home(seed: u64, config: RangeScanConfig, home: Home) -> Rig {
         let (sim, disk) = (SimExecutor::new(seed), SimDisk::new(seed));
         disk.attach(&sim);
         let host = sim.env();
@@ -131,9 +136,11 @@ impl Rig {
             format(&env, &disk.open("wal"), &disk.open("data"), options).await.unwrap();
             let cache = BlockCache::new(64 << 10);
             let (wal, data) = (disk.open("wal"), disk.open("data"));
-            let (shard, _) = Shard::open(env, wal, data, cache, OPTIONS).await.unwrap();
+            let resident_bytes_max = if home == Home::Disk { OPTIONS.resident_bytes_max } else { 1 << 20 };
+            let options = ShardOptions { resident_bytes_max, ..OPTIONS };
+            let (shard, _) = Shard::open(env, wal, data, cache, options).await.unwrap();
             let bucket = BucketDesc { id: BUCKET, uuid: 7, name: "default".into(), config: String::new() };
-            shard.create_bucket(bucket).await.unwrap();
+            shard.create_bucket_in(bucket, home).await.unwrap();
             shard
         });
         let vbuckets =

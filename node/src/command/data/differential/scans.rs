@@ -2,6 +2,7 @@
 //!
 //! Does not know: commands.
 
+use std::collections::BTreeSet;
 use std::rc::Rc;
 
 use rand::RngExt;
@@ -10,9 +11,12 @@ use ringbase_storage::env::sim::SimExecutor;
 use ringbase_storage::reader::ReadError;
 use ringbase_storage::scan::{Content, KeyRange, KeyScan, Limits, SeqnoScan, Stop};
 use ringbase_storage::types::{Cas, ItemMeta, Kind, Seqno};
-use ringbase_storage::vbstore::VbStore;
+use ringbase_storage::vbstore::{ReadView, VbStore};
 
 use super::history::{Vbucket, Version};
+
+/// How the text of a failed comparison begins.
+pub(super) const COMPARED: &str = "scan by ";
 
 /// How far a pair has been read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,6 +45,8 @@ struct Running {
 /// See the module.
 pub(super) struct Pair {
     both: [Running; 2],
+    /// The seqnos of the documents at its moment, if they may be asked for: before a scan in key order has passed some.
+    live: Option<BTreeSet<Seqno>>,
     is_bucket_gone: bool,
 }
 
@@ -105,11 +111,13 @@ impl Pair {
         model: &Vbucket,
         random: &mut Xoshiro256PlusPlus,
     ) -> Pair {
+        let mut live = None;
         let both = if random.random_bool(0.5) {
             let range = random_range(random);
-            let live = model.in_key_order();
-            let count = live.len() as u64;
-            let wanted = live.into_iter().filter(|(_, version)| contains(&range, &version.key));
+            let documents = model.in_key_order();
+            let count = documents.len() as u64;
+            live = Some(documents.iter().map(|(seqno, _)| *seqno).collect());
+            let wanted = documents.into_iter().filter(|(_, version)| contains(&range, &version.key));
             let expected = Rc::new(wanted.collect::<Vec<_>>());
             stores.each_ref().map(|store| {
                 let view = sim.block_on(store.open_view()).expect("a view opens");
@@ -129,7 +137,7 @@ impl Pair {
                 Running::new(Scan::Seqnos(scan), &expected, purged)
             })
         };
-        Pair { both, is_bucket_gone: false }
+        Pair { both, live, is_bucket_gone: false }
     }
 
     pub(super) fn is_by_key(&self) -> bool {
@@ -149,10 +157,25 @@ impl Pair {
         }
     }
 
+    /// Asks both views for the document with a seqno, as it was at their moment; how often.
+    pub(super) fn ask_for_seqno(&self, sim: &SimExecutor, random: &mut Xoshiro256PlusPlus) -> u64 {
+        let Some(live) = &self.live else { return 0 };
+        let seqno = Seqno(random.random_range(0..=self.both[0].view().end().0 + 1));
+        for running in &self.both {
+            match sim.block_on(running.view().contains_seqno(seqno)) {
+                Err(ReadError::Gone) if self.is_bucket_gone => {}
+                Err(error) => panic!("{error}"),
+                Ok(shown) => assert_eq!(shown, live.contains(&seqno), "{seqno}: {}", running.what()),
+            }
+        }
+        1
+    }
+
     /// Reads on, each scan by a piece of its own, or not at all.
     pub(super) fn read(&mut self, sim: &SimExecutor, random: &mut Xoshiro256PlusPlus) -> Read {
         for running in &mut self.both {
             if running.state == Read::More && random.random_bool(0.6) {
+                self.live = None;
                 running.read(sim, [1, 2, 5, 1000][random.random_range(0..4)]);
                 assert!(running.state != Read::Gone || self.is_bucket_gone, "the bucket is there");
             }
@@ -184,14 +207,14 @@ impl Running {
             while self.next_is_purged() && self.expected[self.passed] != record {
                 self.passed += 1;
             }
-            assert_eq!(self.expected.get(self.passed), Some(&record), "{:?}", self.store());
+            assert_eq!(self.expected.get(self.passed), Some(&record), "{}", self.what());
             self.passed += 1;
         }
         if !more {
             while self.next_is_purged() {
                 self.passed += 1;
             }
-            assert_eq!(self.expected.get(self.passed), None, "{:?} shows no more", self.store());
+            assert_eq!(self.expected.get(self.passed), None, "{}, and ends", self.what());
             self.state = Read::End;
         }
     }
@@ -202,11 +225,23 @@ impl Running {
         next.is_some_and(|(seqno, version)| version.kind.is_deleted() && *seqno <= self.purged)
     }
 
-    fn store(&self) -> &Rc<VbStore> {
+    fn view(&self) -> &ReadView {
         match &self.scan {
-            Scan::Keys(scan) => scan.view().store(),
-            Scan::Seqnos(scan) => scan.view().store(),
+            Scan::Keys(scan) => scan.view(),
+            Scan::Seqnos(scan) => scan.view(),
         }
+    }
+
+    /// Which scan it is and how far it is, for a failure.
+    fn what(&self) -> String {
+        let order = if matches!(self.scan, Scan::Keys(_)) { "key" } else { "seqno" };
+        let home = if self.view().store().is_ephemeral() { "in memory" } else { "on disk" };
+        format!(
+            "{COMPARED}{order}, {:?} {home}, after {} of {}",
+            self.view(),
+            self.passed,
+            self.expected.len()
+        )
     }
 
     /// The next records, and whether there may be more.
@@ -217,11 +252,6 @@ impl Running {
                 let items = Some(items as u64);
                 let mut limits = Limits { buffer_bytes: 1 << 20, items, bytes: None, deadline_ns: None };
                 let stop = scan.fill(&mut out, &mut limits).await?;
-                // A scan in key order in memory finds nothing more when its bucket goes, and does not say why.
-                if stop == Stop::End && scan.view().store().is_ephemeral() && scan.view().store().has_ended()
-                {
-                    return Err(ReadError::Gone);
-                }
                 Ok((decode(&out), stop != Stop::End))
             }
             Scan::Seqnos(scan) => {

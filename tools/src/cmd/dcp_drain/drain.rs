@@ -88,8 +88,8 @@ pub(super) enum DrainError {
     NoCollections,
     /// A connection broke.
     #[error(
-        "connection {name:?} was lost with {ended} of {streams} streams ended; if the node still runs, has another \
-         client the same --name? Begin again"
+        "connection {name:?} was lost with {ended} of {streams} streams ended; look whether the node runs and whether \
+         another client has the same --name, then begin again"
     )]
     Lost {
         name: String,
@@ -353,7 +353,7 @@ impl<'a> Drain<'a> {
 fn refused(vbucket: VbId, status: Status) -> DrainError {
     let hint = match status {
         Status::NOT_MY_VBUCKET => {
-            "`ringctl stats vbucket` lists those that there are, --vbucket chooses some"
+            "`ringctl stats vbucket-seqno` lists those that there are, --vbucket chooses some"
         }
         Status::UNKNOWN_COLLECTION => "choose other collections with --collection",
         Status::EACCESS => "authenticate with --user and --password-stdin as one who may read the bucket",

@@ -7,6 +7,7 @@
 //! Does not know: nodes.
 
 mod bucket;
+mod drain;
 mod trace;
 
 use std::ffi::OsString;
@@ -16,6 +17,7 @@ pub(crate) use bucket::{BucketAction, BucketArgs};
 use clap::builder::styling::{AnsiColor, Styles};
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
+pub(crate) use drain::DcpDrainArgs;
 use ringbase::auth::Role;
 use ringbase::client::{DEFAULT_ADDRESS, SourceForm};
 pub(crate) use trace::{TraceAction, TraceArgs, TraceStartArgs};
@@ -25,7 +27,7 @@ const STYLES: Styles = Styles::styled()
     .usage(AnsiColor::Green.on_default().bold())
     .literal(AnsiColor::Cyan.on_default().bold());
 
-/// Talks to a Ringbase node, loads documents into it, scans it.
+/// Talks to a Ringbase node, loads documents into it, scans and streams it.
 #[derive(Debug, Parser)]
 #[command(name = "ringctl", version, styles = STYLES, max_term_width = 100, after_help = "\
 Examples:
@@ -35,6 +37,7 @@ Examples:
   ringctl load dir:/usr/share/doc                    every file becomes a document
   ringctl range-scan --key-only                      count and time all keys
   ringctl range-scan --prefix user: --print-keys     list some
+  ringctl dcp-drain                                  stream everything, time and check it
   ringctl timings                                    where the node spends its time
   ringctl trace start                                record what it does when
 
@@ -102,6 +105,8 @@ pub(crate) enum Command {
     Load(LoadArgs),
     /// Scan keys or documents in key order
     RangeScan(RangeScanArgs),
+    /// Drain streams of a bucket over DCP, time and check them
+    DcpDrain(DcpDrainArgs),
     /// Decode the files of a stopped or broken store
     Inspect(InspectArgs),
 }

@@ -37,6 +37,8 @@ pub struct DcpOptions {
     pub window_bytes: u32,
     /// Whether processed bytes are given back.
     pub acknowledges: bool,
+    /// The share of the window at which they are, above 0 and at most 1.
+    pub acknowledge_share: f64,
     /// How often the node asks whether the client is there; never without.
     pub noop_interval: Option<Duration>,
 }
@@ -50,6 +52,7 @@ impl DcpOptions {
             flags: OpenFlags::PRODUCER,
             window_bytes: 1 << 20,
             acknowledges: true,
+            acknowledge_share: 0.2,
             noop_interval: Some(Duration::from_secs(20)),
         }
     }
@@ -61,9 +64,10 @@ pub struct DcpClient {
     connection: Connection,
     kept: VecDeque<Vec<u8>>,
     kept_bytes: usize,
-    window_bytes: u32,
-    acknowledges: bool,
+    /// Unacknowledged bytes at which they are given back; `None` if they never are.
+    acknowledge_at: Option<u32>,
     unacknowledged: u32,
+    message_bytes: u64,
     noops: u64,
 }
 
@@ -73,14 +77,16 @@ impl DcpClient {
     /// # Errors
     /// `Refused` if the node does not take an option; the connection is given up then.
     pub fn open(connection: Connection, options: &DcpOptions) -> Result<DcpClient, ClientError> {
-        let DcpOptions { window_bytes, acknowledges, .. } = *options;
+        let window_bytes = options.window_bytes;
+        let share_bytes = (f64::from(window_bytes) * options.acknowledge_share) as u32;
+        let gives_back = options.acknowledges && window_bytes > 0;
         let mut client = DcpClient {
             connection,
             kept: VecDeque::new(),
             kept_bytes: 0,
-            window_bytes,
-            acknowledges,
+            acknowledge_at: gives_back.then_some(share_bytes.clamp(1, window_bytes.max(1))),
             unacknowledged: 0,
+            message_bytes: 0,
             noops: 0,
         };
         let mut extras = [0; 8];
@@ -152,8 +158,9 @@ impl DcpClient {
             self.connection.receive.shrink();
             (taken, frame_bytes)
         };
+        self.message_bytes += bytes as u64;
         self.unacknowledged = self.unacknowledged.saturating_add(bytes as u32);
-        if self.acknowledges && self.window_bytes > 0 && self.unacknowledged >= self.window_bytes / 5 {
+        if self.acknowledge_at.is_some_and(|share_bytes| self.unacknowledged >= share_bytes) {
             self.acknowledge()?;
         }
         Ok(Some(taken))
@@ -172,6 +179,18 @@ impl DcpClient {
     #[must_use]
     pub fn unacknowledged_bytes(&self) -> u32 {
         self.unacknowledged
+    }
+
+    /// Bytes of all messages that were handed over, as they came over the wire.
+    #[must_use]
+    pub fn message_bytes(&self) -> u64 {
+        self.message_bytes
+    }
+
+    /// Whether there are messages that came while an answer was awaited.
+    #[must_use]
+    pub fn has_kept(&self) -> bool {
+        !self.kept.is_empty()
     }
 
     /// Noops that were answered.

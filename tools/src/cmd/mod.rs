@@ -3,6 +3,7 @@
 //! Does not know: what a command prints.
 
 mod bucket;
+mod dcp_drain;
 mod documents;
 mod inspect;
 mod load;
@@ -41,6 +42,7 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
         Command::User(args) => user::run(&global, &args),
         Command::Load(args) => load::run(&global, &args),
         Command::RangeScan(args) => range_scan::run(&global, args),
+        Command::DcpDrain(args) => dcp_drain::run(&global, &args),
         Command::Inspect(args) => inspect::run(&global, &args),
     }
 }

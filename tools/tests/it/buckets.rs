@@ -1,31 +1,6 @@
 //! `ringctl bucket` against a node that runs in this process.
 
-use std::sync::mpsc;
-
-use ringbase::config::{Config, ServeArgs};
-
-use super::{Outcome, ringctl};
-
-/// Starts a node of one core on a scratch directory; returns its address. It lives as long as the process.
-fn node() -> String {
-    let scratch = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap().keep();
-    let address = "127.0.0.1:0".parse().unwrap();
-    let args = ServeArgs {
-        data: Some(scratch),
-        listen: Some(address),
-        cores: Some(1),
-        vbuckets: Some(16),
-        wal_segments: Some(4),
-        wal_segment_bytes: Some("1MiB".parse().unwrap()),
-        ..ServeArgs::default()
-    };
-    let config: Config = args.validate().unwrap();
-    let (sender, receiver) = mpsc::channel();
-    std::thread::spawn(move || {
-        ringbase::server::serve(&config, |ready| sender.send(ready.listen.to_string()).unwrap())
-    });
-    receiver.recv().expect("the node starts")
-}
+use super::{Outcome, node, ringctl};
 
 #[test]
 fn buckets_are_created_listed_changed_emptied_and_deleted() {

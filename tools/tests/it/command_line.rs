@@ -16,6 +16,7 @@ const COMMANDS: &[&str] = &[
     "user",
     "load",
     "range-scan",
+    "dcp-drain",
 ];
 
 #[test]
@@ -28,8 +29,19 @@ fn help_succeeds_on_standard_output_and_shows_examples_for_every_command() {
         assert_eq!(help.code, 0, "{command}");
         assert!(help.out.contains("--host"), "{command} takes the general flags");
     }
-    for command in ["get", "set", "incr", "stats", "timings", "trace", "bucket", "user", "load", "range-scan"]
-    {
+    for command in [
+        "get",
+        "set",
+        "incr",
+        "stats",
+        "timings",
+        "trace",
+        "bucket",
+        "user",
+        "load",
+        "range-scan",
+        "dcp-drain",
+    ] {
         let help = ringctl(&[command, "--help"]).out;
         assert!(help.contains("Example") && help.contains(&format!("ringctl {command} ")), "{command}");
     }
@@ -45,6 +57,8 @@ fn a_wrong_command_line_exits_with_2_and_says_so_on_standard_error() {
         &["load", "generate:5,1"],
         &["range-scan", "--start", "a", "--excl-start", "b"],
         &["range-scan", "--snapshot-uuid", "1", "--snapshot-seqno", "2"],
+        &["dcp-drain", "--seconds", "2"],
+        &["dcp-drain", "--ack-ratio", "1.5"],
         &["ping", "--user", "anna"],
         &["ping", "--password", "secret"],
         &["get", ""],
@@ -76,6 +90,7 @@ fn without_a_node_every_command_exits_with_1_and_one_sentence_that_helps() {
         &["bucket", "create", "b"],
         &["load", "generate:10,10,10,1"],
         &["range-scan", "--key-only"],
+        &["dcp-drain"],
     ] {
         let outcome = ringctl(&[words, &["--host", &address]].concat());
         assert_eq!(outcome.code, 1, "{words:?}");

@@ -4,10 +4,14 @@
 
 mod buckets;
 mod command_line;
+mod dcp_drain;
 mod users;
 
 use std::io::Write;
 use std::process::{Command, Stdio};
+use std::sync::mpsc;
+
+use ringbase::config::{Config, ServeArgs};
 
 /// How a run of ringctl ended.
 #[derive(Debug)]
@@ -37,6 +41,27 @@ pub(crate) fn ringctl_with_input(words: &[&str], input: &str) -> Outcome {
 
 pub(crate) fn ringctl(words: &[&str]) -> Outcome {
     ringctl_with_input(words, "")
+}
+
+/// Starts a node of one core on a scratch directory; returns its address. It lives as long as the process.
+pub(crate) fn node() -> String {
+    let scratch = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap().keep();
+    let address = "127.0.0.1:0".parse().unwrap();
+    let args = ServeArgs {
+        data: Some(scratch),
+        listen: Some(address),
+        cores: Some(1),
+        vbuckets: Some(16),
+        wal_segments: Some(4),
+        wal_segment_bytes: Some("1MiB".parse().unwrap()),
+        ..ServeArgs::default()
+    };
+    let config: Config = args.validate().unwrap();
+    let (sender, receiver) = mpsc::channel();
+    std::thread::spawn(move || {
+        ringbase::server::serve(&config, |ready| sender.send(ready.listen.to_string()).unwrap())
+    });
+    receiver.recv().expect("the node starts")
 }
 
 /// An address on which nobody listens.

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "all of this crate is tests, helpers too")]
 
 mod dcp_bytes;
+mod dcp_failures;
 mod dcp_streams;
 mod dcp_vectors;
 mod end_to_end;

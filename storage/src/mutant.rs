@@ -26,6 +26,10 @@ pub enum Mutant {
     PublishRelaxed,
     /// A memory-only vbucket asks no reader before it lets an old version go (T4.6).
     ForgetReaders,
+    /// A read that fails under a stream is taken for the end of what there is (DCP).
+    ForgetReadErrors,
+    /// A stream sends the documents of a snapshot without its marker (DCP).
+    OmitMarkers,
     /// Records of a deleted bucket in the log are taken for damage.
     KeepGoneRecords,
     /// A deleted bucket keeps its blocks in the data file.

@@ -27,7 +27,7 @@ use std::time::Duration;
 
 use futures_lite::FutureExt;
 use futures_lite::future::or;
-use ringbase_storage::reader::ReadError;
+use ringbase_storage::mutant::{Mutant, is_on};
 use ringbase_storage::scan::{SeqnoRecord, SeqnoScan};
 use ringbase_storage::seqlist::{BatchLimits, Progress};
 use ringbase_storage::sync::Event;
@@ -83,7 +83,7 @@ pub(super) struct Stream {
     pub(super) spec: StreamSpec,
     filter: CollectionFilter,
     pub(super) store: Rc<VbStore>,
-    core: Rc<Core>,
+    pub(super) core: Rc<Core>,
     turns: Rc<ConnectionTurns>,
     sink: Rc<dyn PieceSink>,
     pub(super) state: Cell<StreamState>,
@@ -141,14 +141,14 @@ struct Filling {
 }
 
 /// How a stream ends by itself.
-struct End {
+pub(super) struct End {
     status: StreamEndStatus,
     /// What is sent before.
     rest: Option<Filling>,
 }
 
 impl End {
-    fn with(status: StreamEndStatus) -> End {
+    pub(super) fn with(status: StreamEndStatus) -> End {
         End { status, rest: None }
     }
 }
@@ -490,7 +490,7 @@ impl Stream {
             Ok(scan) => scan,
             Err(error) => {
                 closing.result = "failed";
-                return Err(self.unreadable(&error));
+                return Err(self.unreadable(&error, None));
             }
         };
         self.core.metrics.backfills.add(1);
@@ -552,9 +552,10 @@ impl Stream {
                 .await;
             let more = match read {
                 Ok(more) => more,
+                Err(_) if is_on(Mutant::ForgetReadErrors) => false,
                 Err(error) => {
                     closing.result = "failed";
-                    return Err(self.unreadable(&error));
+                    return Err(self.unreadable(&error, scan.unreadable()));
                 }
             };
             if let Some(error) = failure {
@@ -607,7 +608,7 @@ impl Stream {
         if self.filter.carries_key(record.key) && !is_skipped {
             let out = filling.buffer.vec();
             let before = out.len();
-            if !snapshot.is_announced {
+            if !snapshot.is_announced && !is_on(Mutant::OmitMarkers) {
                 if let Some(opened_ns) = snapshot.opened_ns {
                     self.core.metrics.first_item_ns.record(self.now_ns().saturating_sub(opened_ns));
                 }
@@ -729,25 +730,6 @@ impl Stream {
             self.time.waits_for(Spent::Memory);
             or(self.core.freed.until(has_room), self.core.env.spawn.sleep(MEMORY_WAIT)).await;
         }
-    }
-
-    fn unreadable(&self, error: &(dyn std::error::Error + 'static)) -> End {
-        let is_gone = matches!(error.downcast_ref::<ReadError>(), Some(ReadError::Gone));
-        if is_gone || self.store.has_ended() {
-            return End::with(StreamEndStatus::StateChanged);
-        }
-        self.failed(error)
-    }
-
-    fn unsendable(&self, error: &StoredError) -> End {
-        self.failed(error)
-    }
-
-    fn failed(&self, error: &(dyn std::error::Error + 'static)) -> End {
-        let (vb, position) = (self.spec.envelope.vbucket.0, self.position.get().0);
-        self.core.metrics.read_failures.add(1);
-        tracing::error!(vb, stream = self.spec.number.0, position, error, "stream cannot read its data");
-        End::with(StreamEndStatus::BackfillFail)
     }
 }
 

@@ -23,6 +23,7 @@ use ringbase_storage::sync::Event;
 use ringbase_storage::types::BucketId;
 use ringbase_storage::vbstore::VbStore;
 
+use super::failures::ReadFailures;
 use super::metrics::StreamMetrics;
 use super::piece::{PieceSink, SentPiece, StreamAnswer, StreamNumber, StreamSpec};
 use super::request::{Reach, at_latest, bound, check};
@@ -63,6 +64,7 @@ pub(super) struct Core {
     pub(super) env: Env,
     pub(super) pool: BufferPool,
     pub(super) metrics: StreamMetrics,
+    pub(super) failures: ReadFailures,
     bytes_max: usize,
     /// A buffer came home.
     pub(super) freed: Event,
@@ -93,6 +95,7 @@ impl Streams {
             env,
             pool: BufferPool::default(),
             metrics: StreamMetrics::default(),
+            failures: ReadFailures::default(),
             bytes_max: bytes_max.max(BYTES_MIN),
             freed: Event::default(),
             streams: RefCell::default(),
@@ -176,6 +179,7 @@ impl Streams {
         for stream in self.take(|stream| stream.bucket() == bucket) {
             stream.end(StreamEndStatus::StateChanged);
         }
+        self.core.failures.forget(bucket);
     }
 
     /// Takes back a buffer that was sent; its stream may fill one more.

@@ -28,8 +28,8 @@ use crate::range_scan::rig::{AT, BUCKET, CLIENT, Rig};
 
 /// Pieces that have arrived and were not given back.
 #[derive(Default)]
-struct Pieces {
-    arrived: RefCell<VecDeque<StreamPiece>>,
+pub(crate) struct Pieces {
+    pub(crate) arrived: RefCell<VecDeque<StreamPiece>>,
     /// Buffers that were not given back, the most there ever were.
     most_held: Cell<usize>,
     /// The next piece is a bug of whoever takes it.
@@ -51,25 +51,33 @@ fn is_buffer(piece: &StreamPiece) -> bool {
 
 /// What a stream has sent.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Sent {
-    seqnos: Vec<Seqno>,
-    end: Option<StreamEndStatus>,
+pub(crate) struct Sent {
+    pub(crate) seqnos: Vec<Seqno>,
+    /// First and last seqno of each snapshot that was announced.
+    pub(crate) markers: Vec<(Seqno, Seqno)>,
+    pub(crate) end: Option<StreamEndStatus>,
+    /// Whether the end took the place of what was not sent.
+    pub(crate) discarded: bool,
 }
 
-struct Client {
-    streams: Streams,
-    pieces: Rc<Pieces>,
-    window: Arc<ClosedTime>,
-    sent: BTreeMap<StreamNumber, Sent>,
+pub(crate) struct Client {
+    pub(crate) streams: Streams,
+    pub(crate) pieces: Rc<Pieces>,
+    pub(crate) window: Arc<ClosedTime>,
+    pub(crate) sent: BTreeMap<StreamNumber, Sent>,
 }
 
 impl Client {
-    fn of(rig: &Rig, bytes_max: usize) -> Client {
+    pub(crate) fn of(rig: &Rig, bytes_max: usize) -> Client {
         let streams = Streams::new(rig.sim.env(), bytes_max);
         Client { streams, pieces: Rc::default(), window: Arc::default(), sent: BTreeMap::new() }
     }
 
-    fn open(&self, rig: &Rig, number: u64, flags: StreamFlags) -> StreamAnswer {
+    pub(crate) fn open(&self, rig: &Rig, number: u64, flags: StreamFlags) -> StreamAnswer {
+        self.open_from(rig, number, StreamRequest { flags, ..StreamRequest::FROM_NOTHING })
+    }
+
+    pub(crate) fn open_from(&self, rig: &Rig, number: u64, request: StreamRequest) -> StreamAnswer {
         let spec = StreamSpec {
             number: StreamNumber(number),
             connection: CLIENT,
@@ -77,7 +85,7 @@ impl Client {
             window: self.window.clone(),
             bucket: BUCKET,
             envelope: Envelope::new(AT.vb, number as u32),
-            request: StreamRequest { flags, ..StreamRequest::FROM_NOTHING },
+            request,
             selection: None,
             purge_seqno: None,
             form: DocumentForm::of(OpenFlags::PRODUCER, Features::NONE, false),
@@ -89,7 +97,17 @@ impl Client {
 
     /// Takes the oldest piece and gives its buffer back; false if there is none.
     fn take(&mut self) -> bool {
-        let Some(piece) = self.pieces.arrived.borrow_mut().pop_front() else { return false };
+        self.take_of(|_| true)
+    }
+
+    /// Takes the oldest piece of such a stream and gives its buffer back; false if there is none.
+    pub(crate) fn take_of(&mut self, wanted: impl Fn(StreamNumber) -> bool) -> bool {
+        let piece = {
+            let mut arrived = self.pieces.arrived.borrow_mut();
+            let index = arrived.iter().position(|piece| wanted(piece.number));
+            index.and_then(|index| arrived.remove(index))
+        };
+        let Some(piece) = piece else { return false };
         let sent = self.sent.entry(piece.number).or_default();
         assert_eq!(sent.end, None, "a piece behind the end");
         let mut items = 0;
@@ -102,11 +120,12 @@ impl Client {
                     items += 1;
                 }
                 DcpMessage::StreamEnd(status) => sent.end = Some(status),
-                DcpMessage::SnapshotMarker(_) => {}
+                DcpMessage::SnapshotMarker(marker) => sent.markers.push((marker.start, marker.end)),
                 other => panic!("{other:?}"),
             }
             bytes = &bytes[frame.frame_bytes()..];
         }
+        sent.discarded |= piece.discards;
         assert_eq!((piece.items, piece.is_last, piece.vb), (items, sent.end.is_some(), AT.vb));
         if let Content::Buffer(buffer) = piece.content {
             self.streams.sent(SentPiece { number: piece.number, vb: piece.vb, buffer });
@@ -114,7 +133,7 @@ impl Client {
         true
     }
 
-    fn take_all(&mut self, rig: &Rig) {
+    pub(crate) fn take_all(&mut self, rig: &Rig) {
         loop {
             rig.settle();
             if !self.take() {
@@ -125,7 +144,7 @@ impl Client {
     }
 }
 
-const TO_LATEST: StreamFlags = StreamFlags::TO_LATEST;
+pub(crate) const TO_LATEST: StreamFlags = StreamFlags::TO_LATEST;
 
 /// Streams that end keep the turns of what they handed over until it was sent: the bound holds exactly, and everybody's turn comes.
 #[test]

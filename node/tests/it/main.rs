@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "all of this crate is tests, helpers too")]
 
 mod dcp_bytes;
+mod dcp_failures;
+mod dcp_model;
 mod dcp_streams;
 mod dcp_vectors;
 mod end_to_end;

@@ -47,6 +47,7 @@ impl<'a> From<&'a Item> for SeqnoRecord<'a> {
 
 struct Ahead {
     segment: Rc<Segment>,
+    fence: SeqlogFence,
     at: BlockAt,
     reading: Reading,
 }
@@ -66,6 +67,8 @@ pub struct SeqnoScan {
     window: Option<SeqnoReading>,
     /// Versions taken from the window and not shown yet.
     batch: VecDeque<Item>,
+    /// First and last seqno of the block that is being read.
+    block: Option<(Seqno, Seqno)>,
     counts: SeqnoScanCounts,
 }
 
@@ -120,6 +123,7 @@ impl SeqnoScan {
             ahead: VecDeque::new(),
             window,
             batch: VecDeque::new(),
+            block: None,
             counts: SeqnoScanCounts::default(),
         }
     }
@@ -146,6 +150,12 @@ impl SeqnoScan {
     #[must_use]
     pub fn position(&self) -> Seqno {
         self.next
+    }
+
+    /// Of a scan that has failed to read a block: from its first seqno that was not shown to its last.
+    #[must_use]
+    pub fn unreadable(&self) -> Option<(Seqno, Seqno)> {
+        self.block.map(|(first, last)| (first.max(self.next), last))
     }
 
     /// Lets go of what was read ahead on disk; the next call reads it again. Versions taken from memory stay, for their reader has
@@ -192,7 +202,7 @@ impl SeqnoScan {
             let Some((segment, fence)) = self.next_fence() else { return };
             let at = segment.block_at(&fence);
             let reading = start(self.view.store().core().space(), &at);
-            self.ahead.push_back(Ahead { segment, at, reading });
+            self.ahead.push_back(Ahead { segment, fence, at, reading });
         }
     }
 
@@ -202,6 +212,7 @@ impl SeqnoScan {
     /// `Io`, `Damaged`: nothing behind the last record shown is known.
     pub async fn run(&mut self, mut visit: impl FnMut(SeqnoRecord<'_>) -> bool) -> Result<bool, ReadError> {
         loop {
+            self.block = None;
             match self.run_window(&mut visit).await? {
                 Window::End => return Ok(false),
                 Window::Stop => return Ok(true),
@@ -209,9 +220,10 @@ impl SeqnoScan {
             }
             self.follow_view();
             self.read_ahead();
-            let Some(Ahead { segment, at, reading }) = self.ahead.pop_front() else {
+            let Some(Ahead { segment, fence, at, reading }) = self.ahead.pop_front() else {
                 return self.run_tables(&mut visit);
             };
+            self.block = Some((fence.first, fence.last));
             let space = self.view.store().core().space().clone();
             let block = finish(&space, &at, reading, Admission::FreeRoom).await?;
             let shape = seqlog_block(&block);
@@ -237,7 +249,7 @@ impl SeqnoScan {
                 self.counts.from_disk += 1;
                 if !visit(shown) {
                     let reading = Reading::Hit(block.clone());
-                    self.ahead.push_front(Ahead { segment: segment.clone(), at, reading });
+                    self.ahead.push_front(Ahead { segment: segment.clone(), fence, at, reading });
                     return Ok(true);
                 }
             }

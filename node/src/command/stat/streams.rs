@@ -148,6 +148,12 @@ impl StatSource for Streams {
             (StatGroup::Backfills, Some(bucket)) => {
                 part.sum("backfill_num_active", 0);
                 part.sum("backfill_num_pending", 0);
+                for failure in self.failures(bucket, query.vbucket) {
+                    for (name, value) in failure.fields() {
+                        let name = format!("backfill_failed_{}_{name}", failure.number.0);
+                        part.of_vbucket(failure.vb, name, text_of(&value));
+                    }
+                }
                 self.each(bucket, query.vbucket, &mut |facts| {
                     if facts.is_backfilling {
                         part.sum(state_of(&facts), 1);

@@ -30,6 +30,10 @@ pub enum OperationKind {
 pub enum Fault {
     /// The read fails with EIO.
     ReadError,
+    /// The read fails with this number of an error: ENOMEM of a ring without memory, ECANCELED of one that stops.
+    ReadErrno(i32),
+    /// The file ends in the middle of the read.
+    ShortRead,
     /// One bit of what is read is flipped, this once.
     BitFlip,
     /// One bit of what is read is flipped on the medium, for good.
@@ -54,7 +58,9 @@ impl Fault {
     #[must_use]
     pub fn applies_to(self, kind: OperationKind) -> bool {
         match self {
-            Fault::ReadError | Fault::BitFlip | Fault::BitRot => kind == OperationKind::Read,
+            Fault::ReadError | Fault::ReadErrno(_) | Fault::ShortRead | Fault::BitFlip | Fault::BitRot => {
+                kind == OperationKind::Read
+            }
             Fault::WriteError | Fault::LostWrite | Fault::MisdirectedWrite => kind == OperationKind::Write,
             Fault::SyncError => kind == OperationKind::Sync,
             Fault::NoSpace => kind == OperationKind::Grow,

@@ -606,8 +606,11 @@ fn read(
     fault: Option<Fault>,
     random: &mut Xoshiro256PlusPlus,
 ) -> io::Result<DmaBuffer> {
-    if fault == Some(Fault::ReadError) {
-        return Err(os_error(libc::EIO));
+    match fault {
+        Some(Fault::ReadError) => return Err(os_error(libc::EIO)),
+        Some(Fault::ReadErrno(errno)) => return Err(os_error(errno)),
+        Some(Fault::ShortRead) => return Err(io::ErrorKind::UnexpectedEof.into()),
+        _ => {}
     }
     if len > 0 && fault == Some(Fault::BitRot) {
         file.image.flip_bit(offset + random.random_range(0..len), random.random_range(0..8));

@@ -12,15 +12,17 @@ use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::time::{Duration, Instant};
 
-use ringbase_storage::types::VbId;
+use ringbase_storage::types::{FailoverEntry, VbId};
 
 use super::connection::{Connection, Tag, describe, refusal, refused, unexpected, whole_frame};
 use super::error::ClientError;
+use crate::protocol::dcp::stream_request::decode_failover_log;
 use crate::protocol::dcp::{
     Control, DcpMessage, Envelope, OpenFlags, StreamFilter, StreamReply, StreamRequest,
 };
 use crate::protocol::{
-    Datatype, Decoded, Frame, FrameLimits, Magic, Opcode, Refusal, Request, Response, Status, decode_frame,
+    Datatype, Decoded, Feature, Frame, FrameLimits, Magic, Opcode, Refusal, Request, Response, Status,
+    decode_frame,
 };
 
 /// Bytes of messages that are kept while an answer is awaited, at most.
@@ -138,6 +140,17 @@ impl DcpClient {
         self.call(Request::new(Opcode::DCP_CLOSE_STREAM).vbucket(vbucket), |_| ())
     }
 
+    /// The branches of a vbucket, newest first.
+    ///
+    /// # Errors
+    /// `Refused`: NOT_MY_VBUCKET.
+    pub fn failover_log(&mut self, vbucket: VbId) -> Result<Vec<FailoverEntry>, ClientError> {
+        let opcode = Opcode::DCP_GET_FAILOVER_LOG;
+        let log =
+            self.call(Request::new(opcode).vbucket(vbucket), |frame| decode_failover_log(frame.value))?;
+        log.ok_or_else(|| unexpected(opcode, "no failover log"))
+    }
+
     /// Gives the next message of a stream to `take`, with its address; `None` if none arrives within `patience`.
     ///
     /// # Errors
@@ -197,6 +210,12 @@ impl DcpClient {
     #[must_use]
     pub fn noops(&self) -> u64 {
         self.noops
+    }
+
+    /// Whether messages name their collection.
+    #[must_use]
+    pub fn has_collections(&self) -> bool {
+        self.connection.features().has(Feature::Collections)
     }
 
     /// Sends any other request and waits for its answer.

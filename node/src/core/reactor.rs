@@ -19,7 +19,7 @@
 //!
 //! Does not know: what is behind a descriptor, what tasks do.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::BTreeMap;
 use std::future::{Future, poll_fn};
 use std::io;
@@ -58,9 +58,9 @@ thread_local! {
 pub(super) struct Reactor {
     epoll: OwnedFd,
     watched: RefCell<Watched>,
-    timers: RefCell<BTreeMap<(Instant, u64), Rc<Alarm>>>,
+    timers: RefCell<BTreeMap<(Instant, u64), Rc<Signal>>>,
     next_timer: Cell<u64>,
-    bell: RefCell<Option<Hearing>>,
+    bell: OnceCell<Hearing>,
     /// Polls of tasks so far.
     polls: Cell<u64>,
     last_look: Cell<Instant>,
@@ -78,26 +78,26 @@ struct Watched {
 /// The bell and who hears it.
 struct Hearing {
     bell: Arc<Bell>,
-    heard: Rc<dyn Fn()>,
+    heard: Box<dyn Fn()>,
 }
 
 /// Both directions of a descriptor.
 #[derive(Default)]
 struct Sides {
-    read: Side,
-    write: Side,
+    read: Signal,
+    write: Signal,
     /// Nothing follows what can be read now.
     ended: Cell<bool>,
 }
 
-/// One direction of a descriptor.
+/// Something that one task waits for: a direction of a descriptor, a timer.
 #[derive(Default)]
-pub(super) struct Side {
+struct Signal {
     ready: Cell<bool>,
     waiter: RefCell<Option<Waker>>,
 }
 
-impl Side {
+impl Signal {
     fn set(&self) {
         self.ready.set(true);
         let waiter = self.waiter.borrow_mut().take();
@@ -106,21 +106,16 @@ impl Side {
         }
     }
 
-    /// Ready from the last event on, until cleared. The latest caller is the one waiter.
+    /// Ready from the time it is set on, until cleared. The latest caller is the one waiter.
     fn poll_ready(&self, cx: &Context<'_>) -> Poll<()> {
         if self.ready.get() {
             return Poll::Ready(());
         }
-        wait(&self.waiter, cx);
+        match &mut *self.waiter.borrow_mut() {
+            Some(waker) => waker.clone_from(cx.waker()),
+            none => *none = Some(cx.waker().clone()),
+        }
         Poll::Pending
-    }
-}
-
-/// Makes the calling task the one that waits.
-fn wait(waiter: &RefCell<Option<Waker>>, cx: &Context<'_>) {
-    match &mut *waiter.borrow_mut() {
-        Some(waker) => waker.clone_from(cx.waker()),
-        none => *none = Some(cx.waker().clone()),
     }
 }
 
@@ -230,17 +225,10 @@ impl Watched {
     }
 }
 
-/// A timer that has not been dropped.
-#[derive(Default)]
-struct Alarm {
-    fired: Cell<bool>,
-    waiter: RefCell<Option<Waker>>,
-}
-
 /// Resolves at a moment; see [`sleep`].
 pub(super) struct Sleep {
     at: (Instant, u64),
-    alarm: Rc<Alarm>,
+    alarm: Rc<Signal>,
     reactor: Rc<Reactor>,
 }
 
@@ -251,7 +239,7 @@ pub(super) fn sleep(duration: Duration) -> Sleep {
     reactor.next_timer.set(number + 1);
     let now = Instant::now();
     let at = (now.checked_add(duration).unwrap_or(now + FAR), number);
-    let alarm = Rc::<Alarm>::default();
+    let alarm = Rc::<Signal>::default();
     reactor.timers.borrow_mut().insert(at, Rc::clone(&alarm));
     Sleep { at, alarm, reactor }
 }
@@ -260,17 +248,13 @@ impl Future for Sleep {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        if self.alarm.fired.get() {
-            return Poll::Ready(());
-        }
-        wait(&self.alarm.waiter, cx);
-        Poll::Pending
+        self.alarm.poll_ready(cx)
     }
 }
 
 impl Drop for Sleep {
     fn drop(&mut self) {
-        if !self.alarm.fired.get() {
+        if !self.alarm.ready.get() {
             self.reactor.timers.borrow_mut().remove(&self.at);
         }
     }
@@ -309,18 +293,18 @@ impl Bell {
 
     /// Whether it was rung since the last call.
     fn take(&self) -> bool {
-        self.rung.load(Ordering::Relaxed) && self.rung.swap(false, Ordering::Acquire)
+        self.is_rung() && self.rung.swap(false, Ordering::Acquire)
     }
 
-    /// Whether the core may wait: not if it was rung.
+    /// From now on a ring wakes the core, until [`Bell::wake_up`]. Whether it may wait: not if it was rung before.
     fn fall_asleep(&self) -> bool {
         self.asleep.store(true, Ordering::Relaxed);
         fence(Ordering::SeqCst);
-        if self.rung.load(Ordering::Relaxed) {
-            self.wake_up();
-            return false;
-        }
-        true
+        !self.is_rung()
+    }
+
+    fn is_rung(&self) -> bool {
+        self.rung.load(Ordering::Relaxed)
     }
 
     fn wake_up(&self) {
@@ -339,7 +323,7 @@ impl Reactor {
             watched: RefCell::default(),
             timers: RefCell::default(),
             next_timer: Cell::new(0),
-            bell: RefCell::default(),
+            bell: OnceCell::new(),
             polls: Cell::new(0),
             last_look: Cell::new(Instant::now()),
             stopped: Cell::new(false),
@@ -354,15 +338,15 @@ impl Reactor {
         self.stopped.set(true);
     }
 
-    /// Calls `heard` on this core after `bell` was rung, once for any number of times.
+    /// Calls `heard` on this core after `bell` was rung, once for any number of times. A core hears one bell.
     ///
     /// # Errors
-    /// The kernel has no memory, or no watch left for this user.
+    /// The kernel has no memory, or no watch left for this user. It hears a bell already.
     pub(super) fn hear(&self, bell: Arc<Bell>, heard: impl Fn() + 'static) -> io::Result<()> {
         let events = EventFlags::IN | EventFlags::ET;
         epoll::add(&self.epoll, &bell.event, EventData::new_u64(BELL_KEY), events)?;
-        *self.bell.borrow_mut() = Some(Hearing { bell, heard: Rc::new(heard) });
-        Ok(())
+        let hearing = Hearing { bell, heard: Box::new(heard) };
+        self.bell.set(hearing).map_err(|_| io::ErrorKind::AlreadyExists.into())
     }
 
     /// Whether the running task should let others run.
@@ -372,11 +356,8 @@ impl Reactor {
 
     /// Tells who hears the bell; false if it was not rung.
     fn answer_bell(&self) -> bool {
-        let heard = match &*self.bell.borrow() {
-            Some(hearing) if hearing.bell.take() => Rc::clone(&hearing.heard),
-            _ => return false,
-        };
-        heard();
+        let Some(hearing) = self.bell.get().filter(|hearing| hearing.bell.take()) else { return false };
+        (hearing.heard)();
         true
     }
 
@@ -390,44 +371,44 @@ impl Reactor {
         let mut any = false;
         while let Some(alarm) = due() {
             any = true;
-            alarm.fired.set(true);
-            let waiter = alarm.waiter.borrow_mut().take();
-            if let Some(waiter) = waiter {
-                waiter.wake();
-            }
+            alarm.set();
         }
         any
     }
 
-    /// Takes what has happened, and waits for it if `may_wait`.
-    fn look(&self, may_wait: bool, events: &mut Vec<Event>) {
-        let timeout = if may_wait && !self.fire_timers(Instant::now()) { self.timeout() } else { Some(NOW) };
-        if timeout == Some(NOW) || self.spin(events) {
-            self.take(Some(NOW), events);
-        } else {
-            let bell = self.bell.borrow().as_ref().map(|hearing| Arc::clone(&hearing.bell));
-            if bell.as_ref().is_none_or(|bell| bell.fall_asleep()) {
-                self.take(timeout, events);
-            }
-            if let Some(bell) = bell {
-                bell.wake_up();
-            }
+    /// Takes what has happened.
+    fn look(&self, events: &mut Vec<Event>) {
+        self.take(Some(NOW), events);
+        self.looked();
+    }
+
+    /// Takes what has happened, and waits for it if it has to.
+    fn wait(&self, events: &mut Vec<Event>) {
+        let started = Instant::now();
+        if self.fire_timers(started) || self.spin(started, events) {
+            return self.look(events);
         }
+        let bell = self.bell.get().map(|hearing| &*hearing.bell);
+        if bell.is_none_or(Bell::fall_asleep) {
+            self.take(self.timeout(started), events);
+        }
+        bell.inspect(|bell| bell.wake_up());
+        self.looked();
+    }
+
+    fn looked(&self) {
         let now = Instant::now();
         self.last_look.set(now);
         self.fire_timers(now);
     }
 
     /// Looks without waiting for as long as it is set to; true if something happened.
-    fn spin(&self, events: &mut Vec<Event>) -> bool {
+    fn spin(&self, started: Instant, events: &mut Vec<Event>) -> bool {
         if self.spin.is_zero() {
             return false;
         }
-        let started = Instant::now();
         while started.elapsed() < self.spin {
-            let is_rung = || {
-                self.bell.borrow().as_ref().is_some_and(|hearing| hearing.bell.rung.load(Ordering::Relaxed))
-            };
+            let is_rung = || self.bell.get().is_some_and(|hearing| hearing.bell.is_rung());
             if self.take(Some(NOW), events) || is_rung() || self.fire_timers(Instant::now()) {
                 return true;
             }
@@ -436,12 +417,11 @@ impl Reactor {
         false
     }
 
-    /// How long until the first timer.
-    fn timeout(&self) -> Option<Timespec> {
+    /// How long from `now` until the first timer; none if there is no timer.
+    fn timeout(&self, now: Instant) -> Option<Timespec> {
         let timers = self.timers.borrow();
         let ((at, _), _) = timers.first_key_value()?;
-        let left = at.saturating_duration_since(Instant::now());
-        Some(Timespec::try_from(left).unwrap_or(NOW))
+        Some(Timespec::try_from(at.saturating_duration_since(now)).unwrap_or(NOW))
     }
 
     /// Takes events; false if there are none.
@@ -504,9 +484,9 @@ pub(super) async fn run(reactor: Rc<Reactor>) {
         let is_at_rest = reactor.polls.get() == polls && !has_rung;
         polls = reactor.polls.get();
         if is_at_rest {
-            reactor.look(true, &mut events);
+            reactor.wait(&mut events);
         } else if reactor.last_look.get().elapsed() >= LOOK_EVERY {
-            reactor.look(false, &mut events);
+            reactor.look(&mut events);
         }
     }
 }
@@ -603,7 +583,7 @@ mod tests {
             sleep(Duration::ZERO).await;
             let far = sleep(Duration::MAX);
             sleep(Duration::from_millis(1)).await;
-            assert!(!far.alarm.fired.get());
+            assert!(!far.alarm.ready.get());
         });
     }
 

@@ -17,6 +17,7 @@
 mod buckets;
 mod burst;
 mod dcp;
+mod gather;
 mod message;
 mod outbox;
 mod remote;
@@ -37,7 +38,8 @@ use ringbase_storage::types::VbId;
 
 use crate::bucket::{Engine, Lifecycle};
 use crate::command::{
-    self, Catalog, Next, Outcome, Reply, Request, SessionView, execute, look, must_run_alone,
+    self, Catalog, Next, Outcome, Reply, Request, SessionView, StatJob, VbSeqnosJob, execute, look,
+    must_run_alone,
 };
 use crate::core::CoreId;
 use crate::core::mailbox::{MailboxEnds, Mailboxes, mailboxes};
@@ -91,8 +93,8 @@ enum Waiting {
     Answer { ticket: Ticket, opcode: Opcode, received_ns: u64, under_way: Option<UnderWayElsewhere> },
     Scan(Rc<scans::Delivery>),
     Stream(dcp::Asking),
-    Stat(stats::Gathering),
-    Seqnos(seqnos::AskingSeqnos),
+    Stat(gather::Gathering<StatJob>),
+    Seqnos(gather::Gathering<VbSeqnosJob>),
     Bucket(buckets::Changing),
     Step(Rc<buckets::Round>),
 }
@@ -223,10 +225,19 @@ impl CoreService {
     }
 
     fn wait_for(&self, waiting: Waiting) -> Token {
+        let token = self.next_token();
+        self.wait_with(token, waiting);
+        token
+    }
+
+    fn next_token(&self) -> Token {
         let token = Token(self.tokens.get());
         self.tokens.set(token.0 + 1);
-        self.waiting.borrow_mut().insert(token, waiting);
         token
+    }
+
+    fn wait_with(&self, token: Token, waiting: Waiting) {
+        self.waiting.borrow_mut().insert(token, waiting);
     }
 
     fn host_of(&self, request: &Request<'_>) -> CoreId {
@@ -390,11 +401,11 @@ impl net::Service for CoreService {
             Next::Dcp(request) => self.dcp(session, &mut command, &request, ticket),
             Next::Stat(job) => {
                 drop(command);
-                self.gather(job, ticket);
+                self.gather(job, ticket, self.env.clock.monotonic_ns());
             }
             Next::VbSeqnos(job) => {
                 drop(command);
-                self.ask_seqnos(job, ticket, received_ns);
+                self.gather(job, ticket, received_ns);
             }
             Next::SetParam(change) => {
                 drop(command);

@@ -6,7 +6,7 @@ use std::rc::Weak;
 
 use super::message::{Message, Token};
 use super::{CoreService, Waiting};
-use crate::command::{Outcome, Reply, Request, SessionView, execute};
+use crate::command::{Outcome, Reply, Request, SessionView, StatJob, VbSeqnosJob, execute, vb_seqnos};
 use crate::core::CoreId;
 use crate::protocol::Opcode;
 
@@ -68,12 +68,12 @@ impl CoreService {
                 let part = self.collect(&query);
                 self.send(from, Message::StatPart { token, part });
             }
-            Message::StatPart { token, part } => self.gathered(token, part),
+            Message::StatPart { token, part } => self.gathered::<StatJob>(token, part),
             Message::Seqnos { token, bucket } => {
-                let part = self.vb_seqnos(bucket);
+                let part = vb_seqnos(&self.engine, bucket);
                 self.send(from, Message::SeqnosTold { token, part });
             }
-            Message::SeqnosTold { token, part } => self.seqnos_told(token, part),
+            Message::SeqnosTold { token, part } => self.gathered::<VbSeqnosJob>(token, part),
             Message::Bucket { token, change } => self.change_for(from, token, change),
             Message::BucketDone { token, result } => self.changed(token, &result),
             Message::Step { token, step } => self.take_step_for(from, token, step),

@@ -2,55 +2,33 @@
 //!
 //! Does not know: what a client may ask.
 
-use ringbase_storage::types::BucketId;
-
+use super::gather::{Gathering, Question};
 use super::message::{Message, Token};
 use super::{CoreService, Waiting};
 use crate::command::{VbSeqnos, VbSeqnosJob, vb_seqnos};
-use crate::net::Ticket;
 use crate::protocol::Opcode;
 
-/// A request that waits for other cores.
-pub(super) struct AskingSeqnos {
-    job: VbSeqnosJob,
-    parts: Vec<VbSeqnos>,
-    missing: usize,
-    ticket: Ticket,
-    received_ns: u64,
-}
+impl Question for VbSeqnosJob {
+    type Part = VbSeqnos;
+    const OPCODE: Opcode = Opcode::GET_ALL_VB_SEQNOS;
 
-impl CoreService {
-    pub(super) fn vb_seqnos(&self, bucket: BucketId) -> VbSeqnos {
-        vb_seqnos(&self.engine, bucket)
+    fn part(&self, service: &CoreService) -> VbSeqnos {
+        vb_seqnos(&service.engine, self.bucket)
     }
 
-    /// Asks every core and answers.
-    pub(super) fn ask_seqnos(&self, job: VbSeqnosJob, ticket: Ticket, received_ns: u64) {
-        let parts = vec![self.vb_seqnos(job.bucket)];
-        let others: Vec<_> = self.other_cores().collect();
-        let asking = AskingSeqnos { job, parts, missing: others.len(), ticket, received_ns };
-        if others.is_empty() {
-            return self.show_seqnos(asking);
-        }
-        let token = self.wait_for(Waiting::Seqnos(asking));
-        for core in others {
-            self.send(core, Message::Seqnos { token, bucket: job.bucket });
-        }
+    fn message(&self, token: Token) -> Message {
+        Message::Seqnos { token, bucket: self.bucket }
     }
 
-    pub(super) fn seqnos_told(&self, token: Token, part: VbSeqnos) {
-        let Some(Waiting::Seqnos(mut asking)) = self.take_waiting(token) else { return };
-        asking.parts.push(part);
-        asking.missing -= 1;
-        if asking.missing == 0 {
-            return self.show_seqnos(asking);
-        }
-        self.waiting.borrow_mut().insert(token, Waiting::Seqnos(asking));
+    fn answer(self, service: &CoreService, parts: Vec<VbSeqnos>, out: &mut Vec<u8>) {
+        VbSeqnosJob::answer(&self, &service.env, parts, out);
     }
 
-    fn show_seqnos(&self, asking: AskingSeqnos) {
-        let AskingSeqnos { job, parts, ticket, received_ns, .. } = asking;
-        ticket.reply(|out| job.answer(&self.env, parts, out));
-        self.answered(Opcode::GET_ALL_VB_SEQNOS, received_ns);
+    fn waiting(gathering: Gathering<VbSeqnosJob>) -> Waiting {
+        Waiting::Seqnos(gathering)
+    }
+
+    fn of(waiting: Waiting) -> Option<Gathering<VbSeqnosJob>> {
+        if let Waiting::Seqnos(gathering) = waiting { Some(gathering) } else { None }
     }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use ringbase_storage::metrics::DeviceMetrics;
 
 use super::dcp::Producers;
+use super::gather::{Gathering, Question};
 use super::message::{Message, Token};
 use super::{CoreService, Waiting};
 use crate::command::stat::{self, StatGroup, Unit, put_fields};
@@ -16,15 +17,6 @@ use crate::protocol::{Opcode, Refusal};
 
 /// What a refused parameter is told; the log says more.
 const SETTING_REFUSED: &str = "Unknown parameter, or its value is out of range";
-
-/// A request for statistics that waits for other cores.
-pub(super) struct Gathering {
-    job: StatJob,
-    parts: Vec<StatPart>,
-    missing: usize,
-    ticket: Ticket,
-    received_ns: u64,
-}
 
 /// The storage ring of a core.
 struct RingSource<'a>(&'a ringbase_storage::io::ring::Ring);
@@ -91,6 +83,31 @@ impl StatSource for ConnectionSource<'_> {
     }
 }
 
+impl Question for StatJob {
+    type Part = StatPart;
+    const OPCODE: Opcode = Opcode::STAT;
+
+    fn part(&self, service: &CoreService) -> StatPart {
+        service.collect(&self.query)
+    }
+
+    fn message(&self, token: Token) -> Message {
+        Message::Stat { token, query: self.query }
+    }
+
+    fn answer(self, service: &CoreService, parts: Vec<StatPart>, out: &mut Vec<u8>) {
+        StatJob::answer(self, &service.env, parts, out);
+    }
+
+    fn waiting(gathering: Gathering<StatJob>) -> Waiting {
+        Waiting::Stat(gathering)
+    }
+
+    fn of(waiting: Waiting) -> Option<Gathering<StatJob>> {
+        if let Waiting::Stat(gathering) = waiting { Some(gathering) } else { None }
+    }
+}
+
 impl CoreService {
     pub(super) fn collect(&self, query: &StatQuery) -> StatPart {
         let connections = ConnectionSource(&self.producers, self.now());
@@ -103,38 +120,6 @@ impl CoreService {
             &RingSource(&self.ring),
         ];
         stat::collect(query, &sources)
-    }
-
-    /// Gathers statistics from every core and answers.
-    pub(super) fn gather(&self, job: StatJob, ticket: Ticket) {
-        let received_ns = self.env.clock.monotonic_ns();
-        let parts = vec![self.collect(&job.query)];
-        let others: Vec<_> = self.other_cores().collect();
-        let query = job.query;
-        let gathering = Gathering { job, parts, missing: others.len(), ticket, received_ns };
-        if others.is_empty() {
-            return self.show(gathering);
-        }
-        let token = self.wait_for(Waiting::Stat(gathering));
-        for core in others {
-            self.send(core, Message::Stat { token, query });
-        }
-    }
-
-    pub(super) fn gathered(&self, token: Token, part: StatPart) {
-        let Some(Waiting::Stat(mut gathering)) = self.take_waiting(token) else { return };
-        gathering.parts.push(part);
-        gathering.missing -= 1;
-        if gathering.missing == 0 {
-            return self.show(gathering);
-        }
-        self.waiting.borrow_mut().insert(token, Waiting::Stat(gathering));
-    }
-
-    fn show(&self, gathering: Gathering) {
-        let Gathering { job, parts, ticket, received_ns, .. } = gathering;
-        ticket.reply(|out| job.answer(&self.env, parts, out));
-        self.answered(Opcode::STAT, received_ns);
     }
 
     /// Changes a parameter on every core.

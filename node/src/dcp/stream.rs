@@ -1,8 +1,7 @@
 //! One stream: the task that reads its vbucket, the past first and then the present, into pieces of messages.
 //!
 //! It goes from snapshot to snapshot. If memory has everything from its position on, the snapshot is one of memory; else a view is
-//! opened and read from disk
-//! ([`SeqnoScan`]). Between snapshots it holds its position and nothing else.
+//! opened and read from disk ([`SeqnoScan`]). Between snapshots it holds its position and nothing else.
 //!
 //! Invariants
 //! - Seqnos rise; a marker goes before the first message of its snapshot, never without one.
@@ -77,6 +76,25 @@ const MEMORY_WAIT: Duration = Duration::from_millis(100);
 
 /// The target of the spans.
 const SPANS: &str = "ringbase::dcp";
+
+/// The span of something that a stream reads; [`Closing`] says at its end what came of it.
+macro_rules! reading_span {
+    ($stream:expr, $name:literal, $($field:ident = $value:expr),+) => {
+        tracing::debug_span!(
+            target: SPANS,
+            $name,
+            flow = $stream.spec.number.0,
+            vb = $stream.spec.envelope.vbucket.0,
+            conn = &*$stream.spec.name,
+            $($field = $value,)+
+            last = tracing::field::Empty,
+            items = tracing::field::Empty,
+            bytes = tracing::field::Empty,
+            status = tracing::field::Empty,
+            result = tracing::field::Empty
+        )
+    };
+}
 
 /// See the module.
 pub(super) struct Stream {
@@ -355,7 +373,7 @@ impl Stream {
     /// Whether memory has everything behind the position.
     fn is_in_memory(&self) -> bool {
         let next = self.position.get().next();
-        self.store.high_seqno() < next || self.store.open_seqnos(next).resident_from() <= next
+        self.store.high_seqno() < next || self.store.resident_from() <= next
     }
 
     /// Whether the client may have missed deletions that are purged.
@@ -376,19 +394,7 @@ impl Stream {
 
     /// Sends one snapshot of memory.
     async fn follow(&self) -> Result<(), End> {
-        let span = tracing::debug_span!(
-            target: SPANS,
-            "dcp_memory_snapshot",
-            flow = self.spec.number.0,
-            vb = self.spec.envelope.vbucket.0,
-            conn = &*self.spec.name,
-            start = self.position.get().next().0,
-            last = tracing::field::Empty,
-            items = tracing::field::Empty,
-            bytes = tracing::field::Empty,
-            status = tracing::field::Empty,
-            result = tracing::field::Empty
-        );
+        let span = reading_span!(self, "dcp_memory_snapshot", start = self.position.get().next().0);
         let closing = Closing::new(self, span.clone());
         let read = self.read_memory().instrument(span).await;
         closing.ends_with(&read);
@@ -442,19 +448,7 @@ impl Stream {
     /// Sends one snapshot of disk.
     async fn backfill(&self) -> Result<(), End> {
         self.change(StreamState::Backfilling);
-        let span = tracing::debug_span!(
-            target: SPANS,
-            "dcp_backfill",
-            flow = self.spec.number.0,
-            vb = self.spec.envelope.vbucket.0,
-            conn = &*self.spec.name,
-            start = self.position.get().next().0,
-            last = tracing::field::Empty,
-            items = tracing::field::Empty,
-            bytes = tracing::field::Empty,
-            status = tracing::field::Empty,
-            result = tracing::field::Empty
-        );
+        let span = reading_span!(self, "dcp_backfill", start = self.position.get().next().0);
         let closing = Closing::new(self, span.clone());
         let read = async {
             self.time.waits_for(Spent::Slot);
@@ -504,32 +498,15 @@ impl Stream {
         Ok(scan)
     }
 
-    /// The span of one run of a backfill.
-    fn run_span(&self) -> Span {
-        tracing::debug_span!(
-            target: SPANS,
-            "dcp_backfill_run",
-            flow = self.spec.number.0,
-            vb = self.spec.envelope.vbucket.0,
-            conn = &*self.spec.name,
-            state = self.state.get().name(),
-            from = self.position.get().next().0,
-            last = tracing::field::Empty,
-            items = tracing::field::Empty,
-            bytes = tracing::field::Empty,
-            status = tracing::field::Empty,
-            result = tracing::field::Empty
-        )
-    }
-
     async fn read_disk(&self) -> Result<(), End> {
         let mut filling = self.fill_next(|| {}).await?;
         let mut scan = self.open_scan().await?;
         let mut snapshot = self.snapshot(scan.view().end(), MarkerFlags::BACKFILL, scan.purge_seqno());
         snapshot.opened_ns = Some(scan.view().opened_ns());
         loop {
-            let mut closing = Closing::new(self, self.run_span());
-            let span = closing.span.clone();
+            let (state, from) = (self.state.get().name(), self.position.get().next().0);
+            let span = reading_span!(self, "dcp_backfill_run", state = state, from = from);
+            let mut closing = Closing::new(self, span.clone());
             self.time.waits_for(Spent::Device);
             let started_ns = self.now_ns();
             let (mut taken, mut failure, mut is_over) = (0, None, false);
@@ -565,11 +542,11 @@ impl Stream {
             if is_over || !more {
                 closing.result = if is_over { "end seqno" } else { "end" };
                 drop((closing, scan));
-                if !is_over {
-                    self.complete(&mut snapshot, &mut filling);
-                    return self.done(filling);
+                if is_over {
+                    return Err(self.reached_end(filling));
                 }
-                return Err(self.reached_end(filling));
+                self.complete(&mut snapshot, &mut filling);
+                return self.done(filling);
             }
             if is_full(&mut filling) {
                 self.hand_over(filling);

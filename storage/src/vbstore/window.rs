@@ -92,6 +92,12 @@ impl SeqnoReading {
 }
 
 impl VbStore {
+    /// Memory is complete from here on; what lies before is on disk.
+    #[must_use]
+    pub fn resident_from(&self) -> Seqno {
+        self.state.borrow().versions.resident_from()
+    }
+
     /// Opens a reader of the versions in memory, from `start` on, which sees them as they are now. What lies below [`SeqnoReading::resident_from`] is on
     /// disk: [`crate::scan::SeqnoScan`] reads both.
     #[must_use]

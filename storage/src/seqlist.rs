@@ -193,10 +193,9 @@ impl SeqList {
     /// The version with this seqno, the newest of its key, is about to be replaced: what that touches is brought in meanwhile.
     #[inline]
     pub fn foresee(&self, seqno: Seqno) {
-        let Some(at) = self.segments.partition_point(|owned| owned.first <= seqno).checked_sub(1) else {
-            return;
-        };
-        self.segments[at].segment().foresee(seqno);
+        if let Some((at, index)) = self.find(seqno) {
+            self.segments[at].segment().foresee(index);
+        }
     }
 
     /// The newest version that has exactly this seqno.

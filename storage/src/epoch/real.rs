@@ -7,8 +7,8 @@ use std::cell::Cell;
 use super::RETIRED_BYTES_MAX;
 
 thread_local! {
-    static RETIRED_BYTES: Cell<usize> = const { Cell::new(0) };
-    static RETIRED_ITEMS: Cell<usize> = const { Cell::new(0) };
+    /// Things that this thread has retired and not handed over, and their bytes.
+    static RETIRED: Cell<(usize, usize)> = const { Cell::new((0, 0)) };
 }
 
 /// Things retired before they are handed over. A hand-over frees up to 500 of those whose time has come, so it keeps up, also with a thread that
@@ -31,17 +31,16 @@ pub fn pin() -> Pin {
 
 /// Hands over what this thread has retired, and frees what may be freed now.
 pub fn collect() {
-    RETIRED_BYTES.set(0);
-    RETIRED_ITEMS.set(0);
+    RETIRED.set((0, 0));
     for _ in 0..COLLECT_ROUNDS {
         crossbeam_epoch::pin().flush();
     }
 }
 
-/// What this thread has retired and not handed over.
+/// Bytes that this thread has retired and not handed over.
 #[cfg(test)]
 pub(crate) fn retired_bytes() -> usize {
-    RETIRED_BYTES.get()
+    RETIRED.get().1
 }
 
 impl Pin {
@@ -50,13 +49,12 @@ impl Pin {
     #[inline]
     pub fn retire<T: Send + 'static>(&self, garbage: T, bytes: usize) {
         self.0.defer(move || drop(garbage));
-        let (retired, items) = (RETIRED_BYTES.get() + bytes, RETIRED_ITEMS.get() + 1);
-        if retired < RETIRED_BYTES_MAX && items < RETIRED_ITEMS_MAX {
-            RETIRED_BYTES.set(retired);
-            RETIRED_ITEMS.set(items);
+        let (items, retired_bytes) = RETIRED.get();
+        let (items, retired_bytes) = (items + 1, retired_bytes + bytes);
+        if retired_bytes < RETIRED_BYTES_MAX && items < RETIRED_ITEMS_MAX {
+            RETIRED.set((items, retired_bytes));
         } else {
-            RETIRED_BYTES.set(0);
-            RETIRED_ITEMS.set(0);
+            RETIRED.set((0, 0));
             self.0.flush();
         }
     }

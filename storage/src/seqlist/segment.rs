@@ -86,12 +86,10 @@ impl Segment {
         self.slots[index].load(Ordering::Acquire)
     }
 
-    /// Asks the CPU to bring the slot of `seqno` in, which is stored to soon.
+    /// Asks the CPU to bring a slot in, which is stored to soon.
     #[inline]
-    pub(super) fn foresee(&self, seqno: Seqno) {
-        if let Some(index) = self.index_of(seqno) {
-            foresee(&self.slots[index]);
-        }
+    pub(super) fn foresee(&self, index: usize) {
+        foresee(&self.slots[index]);
     }
 
     pub(super) fn store(&self, index: usize, word: usize, ordering: Ordering) {

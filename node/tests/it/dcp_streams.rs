@@ -2,9 +2,8 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
-use std::fmt::Debug;
 use std::rc::Rc;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use ringbase::dcp::piece::{
@@ -19,12 +18,10 @@ use ringbase::protocol::dcp::{
 use ringbase::protocol::{Decoded, Features, FrameLimits, Status, decode_frame};
 use ringbase_storage::io::sim::{Fault, Injection};
 use ringbase_storage::types::{Seqno, VbId};
-use tracing::field::{Field, Visit};
-use tracing::span::{Attributes, Id, Record};
-use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
-use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::layer::SubscriberExt;
 
 use crate::range_scan::rig::{AT, BUCKET, CLIENT, Rig};
+use crate::recorded::{Fields, Recorded, run_alone};
 
 /// Pieces that have arrived and were not given back.
 #[derive(Default)]
@@ -246,66 +243,18 @@ fn the_time_of_a_stream_adds_up_to_the_whole() {
     assert_eq!(client.sent[&StreamNumber(5)].seqnos.len(), 2_000);
 }
 
-type Fields = BTreeMap<String, String>;
-
-/// Spans by id while they are open, and all that were closed.
-#[derive(Default, Clone)]
-struct Recorded {
-    open: Arc<Mutex<BTreeMap<u64, (&'static str, Fields)>>>,
-    closed: Arc<Mutex<Vec<(&'static str, Fields)>>>,
-}
-
-struct Collect<'a>(&'a mut Fields);
-
-impl Visit for Collect<'_> {
-    fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
-        self.0.insert(field.name().to_owned(), format!("{value:?}").replace('"', ""));
-    }
-}
-
-impl<S: tracing::Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Recorded {
-    fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, _: Context<'_, S>) {
-        let mut fields = Fields::new();
-        attributes.record(&mut Collect(&mut fields));
-        self.open.lock().unwrap().insert(id.into_u64(), (attributes.metadata().name(), fields));
-    }
-
-    fn on_record(&self, id: &Id, values: &Record<'_>, _: Context<'_, S>) {
-        if let Some((_, fields)) = self.open.lock().unwrap().get_mut(&id.into_u64()) {
-            values.record(&mut Collect(fields));
-        }
-    }
-
-    fn on_close(&self, id: Id, _: Context<'_, S>) {
-        let closed = self.open.lock().unwrap().remove(&id.into_u64());
-        self.closed.lock().unwrap().extend(closed);
-    }
-}
-
-impl Recorded {
-    /// The closed spans of this name, of one stream.
-    fn of(&self, name: &str, stream: u64) -> Vec<Fields> {
-        let closed = self.closed.lock().unwrap();
-        let wanted =
-            |(span, fields): &&(&'static str, Fields)| *span == name && fields["flow"] == stream.to_string();
-        closed.iter().filter(wanted).map(|(_, fields)| fields.clone()).collect()
-    }
+/// The closed spans of this name, of one stream.
+fn of_stream(recorded: &Recorded, name: &str, stream: u64) -> Vec<Fields> {
+    recorded.of(name).into_iter().filter(|fields| fields["flow"] == stream.to_string()).collect()
 }
 
 /// T1.1 to T1.4, T1.6, T1.7, T2.11: success, slow client, close, failure, bug: every span is closed, and says whose, from where, how far, with what
 /// result and status.
 #[test]
 fn every_backfill_opening_and_run_is_a_closed_span_with_what_came_of_it() {
-    let name = "dcp_streams::recorded_alone";
-    let alone = std::process::Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", name, "--ignored", "--test-threads=1"])
-        .output()
-        .unwrap();
-    let text = String::from_utf8_lossy(&alone.stdout);
-    assert!(alone.status.success() && text.contains("1 passed"), "{text}");
+    run_alone("dcp_streams::recorded_alone");
 }
 
-/// A span that another test reaches for the first time just while a subscriber is made stays off for ever.
 #[test]
 #[ignore = "run by every_backfill_opening_and_run_is_a_closed_span_with_what_came_of_it in a process of its own"]
 fn recorded_alone() {
@@ -335,9 +284,9 @@ fn recorded_alone() {
     client.open(&rig, 5, TO_LATEST);
     client.take_all(&rig);
 
-    assert!(recorded.open.lock().unwrap().is_empty(), "{:?}", recorded.open.lock().unwrap());
+    recorded.assert_all_closed();
     let result = |name, stream| {
-        let spans = recorded.of(name, stream);
+        let spans = of_stream(&recorded, name, stream);
         assert!(spans.iter().all(|span| span["conn"] == "client:one" && span["vb"] == "0"), "{spans:?}");
         spans.last().map(|span| (span["status"].clone(), span["result"].clone()))
     };
@@ -354,13 +303,13 @@ fn recorded_alone() {
     assert_eq!(client.sent[&StreamNumber(4)].end, Some(StreamEndStatus::BackfillFail));
     assert_eq!(client.sent[&StreamNumber(5)].end, Some(StreamEndStatus::BackfillFail));
 
-    let whole = &recorded.of("dcp_backfill", 1)[0];
+    let whole = &of_stream(&recorded, "dcp_backfill", 1)[0];
     assert_eq!((&*whole["start"], &*whole["last"], &*whole["items"]), ("1", "2000", "2000"));
-    let opened = &recorded.of("dcp_scan_open", 1)[0];
+    let opened = &of_stream(&recorded, "dcp_scan_open", 1)[0];
     assert_eq!((&*opened["kind"], &*opened["start"], &*opened["result"]), ("by seqno", "1", "opened"));
     assert_eq!((&*opened["end"], &*opened["purge"]), ("2000", "0"));
     // T1.6: a run begins behind the one before; together they have everything.
-    let runs = recorded.of("dcp_backfill_run", 1);
+    let runs = of_stream(&recorded, "dcp_backfill_run", 1);
     assert!(runs.iter().all(|run| run["items"].parse::<u64>().unwrap() <= 256), "T2.11: {runs:?}");
     assert!(runs.len() > 7 && runs.iter().all(|run| run["state"] == "backfilling"), "{runs:?}");
     let number = |run: &Fields, name: &str| run[name].parse::<u64>().unwrap();

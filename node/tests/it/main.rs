@@ -13,4 +13,5 @@ mod mutated_frames;
 mod peer_bytes;
 mod process;
 mod range_scan;
+mod recorded;
 mod vectors;

@@ -5,48 +5,20 @@ use std::time::{Duration, Instant};
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
-use ringbase::client::{Bucket, ClientError, ConnectOptions, Connection, DcpClient, DcpOptions, StoreMode};
+use ringbase::client::{Bucket, ClientError, ConnectOptions, Connection, DcpClient, DcpOptions};
 use ringbase::protocol::dcp::{
     Control, DcpMessage, MarkerFlags, OpenFlags, StreamEndStatus, StreamFlags, StreamReply, StreamRequest,
 };
-use ringbase::protocol::extras::StoreExtras;
 use ringbase::protocol::{Feature, Opcode, Request, Status, vbucket_of};
 use ringbase_storage::types::{Cas, Seqno, VbId, VbUuid};
 
-use super::rig::{Node, PATIENCE, Place, Setup, eventually, for_each_core_count, patch};
+use super::rig::{
+    Node, PATIENCE, Place, Setup, eventually, for_each_core_count, for_each_kind, patch, store_when_taken,
+};
 
-const PLAIN: StoreExtras = StoreExtras { flags: 0, expiry: 0 };
 const VBUCKETS: u16 = 16;
 
 type Documents = BTreeMap<Vec<u8>, Vec<u8>>;
-
-/// A bucket on disk and one in memory, over one and two cores.
-fn for_each_kind(test: impl Fn(&Node, &str)) {
-    for_each_core_count(|setup| {
-        let place = Place::new();
-        let node = Node::start(&place.data(), &setup);
-        node.connect().create_bucket("memory", "bucket_type=ephemeral").unwrap();
-        for bucket in ["default", "memory"] {
-            println!("bucket {bucket}");
-            test(&node, bucket);
-        }
-    });
-}
-
-fn connect(node: &Node, bucket: &str) -> Connection {
-    Connection::open(&ConnectOptions { bucket: Some(bucket.into()), ..node.connect_options() }).unwrap()
-}
-
-/// Tries again while the node makes room.
-fn set(connection: &mut Connection, key: &str, value: &[u8]) {
-    let mut bucket = Bucket::new(connection).unwrap();
-    eventually("the node takes a document", || {
-        match bucket.store(StoreMode::Set, key.as_bytes(), value, PLAIN, Cas(0)) {
-            Err(ClientError::Refused { status: Status::ETMPFAIL, .. }) => false,
-            stored => stored.map(|_| true).unwrap(),
-        }
-    });
-}
 
 fn delete(connection: &mut Connection, key: &str) {
     Bucket::new(connection).unwrap().delete(key.as_bytes(), Cas(0)).unwrap();
@@ -116,7 +88,7 @@ struct Consumer {
 
 impl Consumer {
     fn open(node: &Node, bucket: &str, options: &DcpOptions) -> Consumer {
-        let client = DcpClient::open(connect(node, bucket), options).unwrap();
+        let client = DcpClient::open(node.connect_to(bucket), options).unwrap();
         Consumer { client, copies: BTreeMap::new(), messages: 0 }
     }
 
@@ -177,13 +149,13 @@ impl Consumer {
 fn fill(connection: &mut Connection, count: u32, model: &mut Documents) {
     for number in 0..count {
         let (key, value) = (format!("key-{number:05}"), vec![number as u8; 100]);
-        set(connection, &key, &value);
+        store_when_taken(connection, &key, &value);
         model.insert(key.into_bytes(), value);
     }
     for number in (0..count).step_by(3) {
         let key = format!("key-{number:05}");
         if number % 2 == 0 {
-            set(connection, &key, b"again");
+            store_when_taken(connection, &key, b"again");
             model.insert(key.into_bytes(), b"again".to_vec());
         } else {
             delete(connection, &key);
@@ -196,7 +168,7 @@ fn fill(connection: &mut Connection, count: u32, model: &mut Documents) {
 #[test]
 fn streams_to_the_latest_have_every_key_once_and_resume_where_they_stopped() {
     for_each_kind(|node, bucket| {
-        let mut writer = connect(node, bucket);
+        let mut writer = node.connect_to(bucket);
         let mut model = Documents::new();
         fill(&mut writer, 1_500, &mut model);
         let mut consumer = Consumer::open(node, bucket, &DcpOptions::named("whole"));
@@ -218,7 +190,7 @@ fn streams_to_the_latest_have_every_key_once_and_resume_where_they_stopped() {
         resumed.until_ended();
         assert!(resumed.copies.iter().all(|(vb, copy)| copy.seqno <= halves[vb]));
         assert!(resumed.copies.values().any(|copy| copy.seqno < copy.snapshot.1), "in the middle of one");
-        set(&mut writer, "late", b"value");
+        store_when_taken(&mut writer, "late", b"value");
         model.insert(b"late".to_vec(), b"value".to_vec());
         resumed.stream_all(StreamFlags::TO_LATEST);
         resumed.until_ended();
@@ -235,7 +207,7 @@ fn streams_to_the_latest_have_every_key_once_and_resume_where_they_stopped() {
 #[test]
 fn an_open_stream_follows_what_is_written() {
     for_each_kind(|node, bucket| {
-        let mut writer = connect(node, bucket);
+        let mut writer = node.connect_to(bucket);
         let mut model = Documents::new();
         let mut consumer = Consumer::open(node, bucket, &DcpOptions::named("live"));
         consumer.stream_all(StreamFlags::NONE);
@@ -255,7 +227,7 @@ fn an_open_stream_follows_what_is_written() {
         consumer.client.close_stream(vb).unwrap();
         let refused = consumer.client.close_stream(vb).unwrap_err();
         assert_eq!(refused.status(), Some(Status::KEY_ENOENT));
-        set(&mut writer, "after", b"value");
+        store_when_taken(&mut writer, "after", b"value");
         assert!(!consumer.step(Duration::from_millis(200)).unwrap());
         consumer.client.control(&Control::SendStreamEndOnClientCloseStream).unwrap();
         let other = VbId((vb.0 + 1) % VBUCKETS);
@@ -276,8 +248,9 @@ fn a_client_that_gives_nothing_back_gets_its_window_and_one_message_at_most() {
     const WINDOW: u32 = 20_000;
     const VALUE_BYTES: usize = 1_000;
     for_each_kind(|node, bucket| {
-        let mut writer = connect(node, bucket);
-        (0..400).for_each(|number| set(&mut writer, &format!("key-{number}"), &[7; VALUE_BYTES]));
+        let mut writer = node.connect_to(bucket);
+        (0..400)
+            .for_each(|number| store_when_taken(&mut writer, &format!("key-{number}"), &[7; VALUE_BYTES]));
         let options = DcpOptions {
             window_bytes: WINDOW,
             acknowledges: false,
@@ -311,9 +284,9 @@ fn a_client_that_gives_nothing_back_gets_its_window_and_one_message_at_most() {
 #[test]
 fn a_history_that_the_node_does_not_have_is_rolled_back() {
     for_each_kind(|node, bucket| {
-        let mut writer = connect(node, bucket);
+        let mut writer = node.connect_to(bucket);
         let vb = vbucket_of(b"key", VBUCKETS);
-        (0..10_u8).for_each(|number| set(&mut writer, "key", &[number]));
+        (0..10_u8).for_each(|number| store_when_taken(&mut writer, "key", &[number]));
         let mut consumer = Consumer::open(node, bucket, &DcpOptions::named("rolled"));
         consumer.stream(vb, StreamFlags::TO_LATEST, StreamRequest::NO_END);
         consumer.until_ended();
@@ -398,7 +371,7 @@ fn commands_out_of_place_are_refused_and_a_name_belongs_to_the_newest_connection
         // With Collections noops are mandatory, keys have their prefix, and only the default collection is known.
         let features = ConnectOptions::FEATURES.with(Feature::Collections);
         let connection = Connection::open(&ConnectOptions { features, ..node.connect_options() }).unwrap();
-        set(&mut node.connect(), "key", b"value");
+        store_when_taken(&mut node.connect(), "key", b"value");
         let vb = vbucket_of(b"key", VBUCKETS);
         let quiet = DcpOptions { noop_interval: None, ..DcpOptions::named("collections") };
         let mut client = DcpClient::open(connection, &quiet).unwrap();
@@ -455,7 +428,7 @@ fn a_backfill_from_disk_is_one_snapshot_and_memory_goes_on_behind_it() {
         assert_eq!(consumer.markers(), BTreeSet::from([MarkerFlags::BACKFILL.0]));
         assert!(consumer.copies.values().all(|copy| copy.markers.len() == 1));
         let mut writer = node.connect();
-        set(&mut writer, "later", b"value");
+        store_when_taken(&mut writer, "later", b"value");
         let vb = vbucket_of(b"later", VBUCKETS);
         consumer.until("a live document", |copies| copies[&vb].documents.contains_key(&b"later"[..]));
         assert_eq!(consumer.copies[&vb].markers.last(), Some(&MarkerFlags::MEMORY.0));
@@ -472,7 +445,7 @@ fn a_damaged_block_under_a_backfill_ends_that_stream_and_nothing_else() {
         let mut counts: BTreeMap<VbId, usize> = BTreeMap::new();
         for number in 0..1_000_u32 {
             let key = format!("key-{number}");
-            set(&mut writer, &key, &vec![b'a' + (number % 26) as u8; 5_000]);
+            store_when_taken(&mut writer, &key, &vec![b'a' + (number % 26) as u8; 5_000]);
             *counts.entry(vbucket_of(key.as_bytes(), VBUCKETS)).or_default() += 1;
         }
         drop(writer);
@@ -534,7 +507,7 @@ fn clients_that_do_not_read_hold_bounded_memory() {
     let node = Node::start(&place.data(), &Setup::cores(1).with(&["--memory", "512MiB"]));
     let mut writer = node.connect();
     for number in 0..1_500_u32 {
-        set(&mut writer, &format!("key-{number}"), &vec![number as u8; 40_000]);
+        store_when_taken(&mut writer, &format!("key-{number}"), &vec![number as u8; 40_000]);
     }
     let before = node.resident_bytes();
     let clients: Vec<Consumer> = (0..8)
@@ -551,7 +524,7 @@ fn clients_that_do_not_read_hold_bounded_memory() {
     // A connection may have 32 pieces of 64 KiB and what a document exceeds one by.
     assert!(grown < 8 * 32 * 128 * 1024 + (24 << 20), "{grown}");
     drop(clients);
-    set(&mut writer, "after", b"value");
+    store_when_taken(&mut writer, "after", b"value");
 }
 
 /// T4.8, T4.11, T4.13: twelve streams of each vbucket at once show the moment of their opening while documents are deleted and tombstones purged
@@ -563,11 +536,11 @@ fn a_bucket_in_memory_has_any_number_of_streams_and_purges_beneath_them() {
         let node = Node::start(&place.data(), &setup);
         let settings = "ephemeral_metadata_purge_age=0;ephemeral_metadata_purge_interval=1";
         node.connect().create_bucket("memory", &format!("bucket_type=ephemeral;{settings}")).unwrap();
-        let mut writer = connect(&node, "memory");
+        let mut writer = node.connect_to("memory");
         let mut model = Documents::new();
         for number in 0..1_000_u32 {
             let (key, value) = (format!("key-{number}"), vec![number as u8; 2_000]);
-            set(&mut writer, &key, &value);
+            store_when_taken(&mut writer, &key, &value);
             model.insert(key.into_bytes(), value);
         }
         let mut behind = Consumer::open(&node, "memory", &DcpOptions::named("behind"));
@@ -590,7 +563,7 @@ fn a_bucket_in_memory_has_any_number_of_streams_and_purges_beneath_them() {
                 delete(&mut writer, &key);
                 model.remove(key.as_bytes());
             } else {
-                set(&mut writer, &key, b"new");
+                store_when_taken(&mut writer, &key, b"new");
                 model.insert(key.into_bytes(), b"new".to_vec());
             }
         }
@@ -639,7 +612,7 @@ fn a_deleted_bucket_ends_its_streams() {
         let mut admin = node.connect();
         for settings in ["", "bucket_type=ephemeral"] {
             admin.create_bucket("short", settings).unwrap();
-            set(&mut connect(&node, "short"), "key", b"value");
+            store_when_taken(&mut node.connect_to("short"), "key", b"value");
             let mut consumer = Consumer::open(&node, "short", &DcpOptions::named("short"));
             consumer.stream_all(StreamFlags::NONE);
             admin.delete_bucket("short").unwrap();
@@ -652,7 +625,7 @@ fn a_deleted_bucket_ends_its_streams() {
 #[test]
 fn values_are_left_out_for_clients_that_want_none() {
     for_each_kind(|node, bucket| {
-        set(&mut connect(node, bucket), "key", b"value");
+        store_when_taken(&mut node.connect_to(bucket), "key", b"value");
         let flags = OpenFlags::PRODUCER | OpenFlags::NO_VALUE;
         let options = DcpOptions { flags, ..DcpOptions::named("keys") };
         let mut consumer = Consumer::open(node, bucket, &options);
@@ -674,7 +647,7 @@ fn consumers_of_any_speed_end_up_with_what_the_bucket_has() {
             let is_done = &is_done;
             let writing = scope.spawn(move || {
                 let mut random = StdRng::seed_from_u64(seed);
-                let mut writer = connect(node, bucket);
+                let mut writer = node.connect_to(bucket);
                 let mut model = Documents::new();
                 for round in 0..6_000_u32 {
                     let key = format!("key-{}", random.random_range(0..700));
@@ -682,7 +655,7 @@ fn consumers_of_any_speed_end_up_with_what_the_bucket_has() {
                         delete(&mut writer, &key);
                     } else {
                         let value = vec![round as u8; random.random_range(0..2_000)];
-                        set(&mut writer, &key, &value);
+                        store_when_taken(&mut writer, &key, &value);
                         model.insert(key.into_bytes(), value);
                     }
                 }
@@ -704,7 +677,7 @@ fn consumers_of_any_speed_end_up_with_what_the_bucket_has() {
             }
             model
         });
-        let mut reader = connect(node, bucket);
+        let mut reader = node.connect_to(bucket);
         let mut documents = Bucket::new(&mut reader).unwrap();
         for number in 0..700 {
             let key = format!("key-{number}");

@@ -3,59 +3,29 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use ringbase::client::{Bucket, ClientError, ConnectOptions, Connection, DcpClient, DcpOptions, StoreMode};
+use ringbase::client::{Connection, DcpClient, DcpOptions};
 use ringbase::protocol::dcp::{
     Control, DcpMessage, StreamEndStatus, StreamFlags, StreamReply, StreamRequest,
 };
-use ringbase::protocol::extras::StoreExtras;
 use ringbase::protocol::{Opcode, Request, Status};
-use ringbase_storage::types::{Cas, Seqno, VbId};
+use ringbase_storage::types::{Seqno, VbId};
 
-use super::rig::{Node, PATIENCE, Place, eventually, for_each_core_count};
+use super::rig::{Node, PATIENCE, Place, eventually, for_each_core_count, for_each_kind, store_when_taken};
 
-const PLAIN: StoreExtras = StoreExtras { flags: 0, expiry: 0 };
 const VBUCKETS: u16 = 16;
 const TO_LATEST: StreamRequest =
     StreamRequest { flags: StreamFlags::TO_LATEST, ..StreamRequest::FROM_NOTHING };
 
-fn connect(node: &Node, bucket: &str) -> Connection {
-    Connection::open(&ConnectOptions { bucket: Some(bucket.into()), ..node.connect_options() }).unwrap()
-}
-
-fn for_each_kind(test: impl Fn(&Node, &str)) {
-    for_each_core_count(|setup| {
-        let place = Place::new();
-        let node = Node::start(&place.data(), &setup);
-        node.connect().create_bucket("memory", "bucket_type=ephemeral").unwrap();
-        for bucket in ["default", "memory"] {
-            println!("bucket {bucket}");
-            test(&node, bucket);
-        }
-    });
-}
-
 fn fill(node: &Node, bucket: &str, count: usize, value_bytes: usize) {
-    let mut connection = connect(node, bucket);
-    let mut bucket = Bucket::new(&mut connection).unwrap();
+    let mut connection = node.connect_to(bucket);
     for number in 0..count {
         let key = format!("key-{number}");
-        eventually("the node takes a document", || {
-            match bucket.store(
-                StoreMode::Set,
-                key.as_bytes(),
-                &vec![number as u8; value_bytes],
-                PLAIN,
-                Cas(0),
-            ) {
-                Err(ClientError::Refused { status: Status::ETMPFAIL, .. }) => false,
-                stored => stored.map(|_| true).unwrap(),
-            }
-        });
+        store_when_taken(&mut connection, &key, &vec![number as u8; value_bytes]);
     }
 }
 
 fn client(node: &Node, bucket: &str, options: &DcpOptions) -> DcpClient {
-    DcpClient::open(connect(node, bucket), options).unwrap()
+    DcpClient::open(node.connect_to(bucket), options).unwrap()
 }
 
 fn stream_all(client: &mut DcpClient, request: &StreamRequest) {
@@ -119,7 +89,7 @@ fn statistics_tell_what_each_stream_waits_for_and_the_times_add_up() {
         fast.acknowledge().unwrap();
         // Long against what came before, so that the present decides.
         std::thread::sleep(began.elapsed() * 3 + Duration::from_millis(300));
-        let mut admin = connect(node, bucket);
+        let mut admin = node.connect_to(bucket);
         let all = stats(&mut admin, "dcp");
 
         let shares_of = |name| shares(&all, name);
@@ -173,7 +143,7 @@ fn statistics_tell_what_each_stream_waits_for_and_the_times_add_up() {
             let mut names = Vec::new();
             let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
             let mut put = |name: &[u8], value: &[u8]| names.push((text(name), text(value)));
-            connect(node, bucket).stats_with(b"dcp", value, &mut put).unwrap();
+            node.connect_to(bucket).stats_with(b"dcp", value, &mut put).unwrap();
             names
         };
         let objects = json(br#"{"stream_format":"json"}"#);

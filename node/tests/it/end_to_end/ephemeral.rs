@@ -41,11 +41,6 @@ fn all_documents(connection: &mut Connection) -> Documents {
     found
 }
 
-fn connect(node: &Node, bucket: &str) -> Connection {
-    let options = ringbase::client::ConnectOptions { bucket: Some(bucket.into()), ..node.connect_options() };
-    Connection::open(&options).unwrap()
-}
-
 /// Documents are stored, scanned, overwritten under a scan that shows its own moment, and gone after a restart; the bucket is still there, and
 /// clients can tell by its branches.
 #[test]
@@ -54,7 +49,7 @@ fn a_bucket_in_memory_serves_and_scans_like_one_on_disk_and_is_empty_after_a_res
         let place = Place::new();
         let node = Node::start(&place.data(), &setup);
         node.connect().create_bucket("memory", "bucket_type=ephemeral").unwrap();
-        let mut connection = connect(&node, "memory");
+        let mut connection = node.connect_to("memory");
         let mut model = Documents::new();
         for number in 0..2_000_u32 {
             let key = format!("key-{number:05}");
@@ -109,11 +104,11 @@ fn a_bucket_in_memory_serves_and_scans_like_one_on_disk_and_is_empty_after_a_res
         drop(connection);
         assert!(node.stop().success());
         let node = Node::start(&place.data(), &setup);
-        let mut connection = connect(&node, "memory");
+        let mut connection = node.connect_to("memory");
         assert!(all_documents(&mut connection).is_empty());
         store(&mut connection, "again", b"there").unwrap();
         node.connect().empty_bucket("memory").unwrap();
-        assert!(all_documents(&mut connect(&node, "memory")).is_empty());
+        assert!(all_documents(&mut node.connect_to("memory")).is_empty());
         node.connect().delete_bucket("memory").unwrap();
     });
 }
@@ -130,7 +125,7 @@ fn a_scan_of_a_bucket_that_is_emptied_or_deleted_cannot_be_continued() {
         {
             let name = format!("{bucket_type}-{deletes}");
             node.connect().create_bucket(&name, &format!("bucket_type={bucket_type}")).unwrap();
-            let mut connection = connect(&node, &name);
+            let mut connection = node.connect_to(&name);
             for number in 0..500_u32 {
                 store(&mut connection, &format!("key-{number}"), b"value").unwrap();
             }
@@ -167,7 +162,7 @@ fn a_full_bucket_in_memory_refuses_new_documents_or_removes_the_oldest() {
         for policy in ["fail_new_data", "auto_delete"] {
             let settings = format!("bucket_type=ephemeral;max_size=4194304;ephemeral_full_policy={policy}");
             node.connect().create_bucket(policy, &settings).unwrap();
-            let mut connection = connect(&node, policy);
+            let mut connection = node.connect_to(policy);
             let mut stored = 0;
             let refused = (0..5_000_u32).find_map(|number| {
                 let outcome = store(&mut connection, &format!("key-{number}"), &value);

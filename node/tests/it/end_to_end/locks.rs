@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use ringbase::client::{Bucket, ClientError, ConnectOptions, Connection, StoreMode};
+use ringbase::client::{Bucket, ClientError, StoreMode};
 use ringbase::protocol::extras::{ArithmeticExtras, StoreExtras};
 use ringbase::protocol::{Opcode, Request, Status};
 use ringbase_storage::types::{Cas, VbId};
@@ -10,11 +10,6 @@ use ringbase_storage::types::{Cas, VbId};
 use super::rig::{Node, Place, eventually, for_each_core_count, key_in, set};
 
 const PLAIN: StoreExtras = StoreExtras { flags: 0, expiry: 0 };
-
-fn connect(node: &Node, bucket: &str) -> Connection {
-    let options = ConnectOptions { bucket: Some(bucket.into()), ..node.connect_options() };
-    Connection::open(&options).unwrap()
-}
 
 fn refused<T>(result: Result<T, ClientError>) -> Option<Status> {
     result.err().map(|error| error.status().expect("the node answers"))
@@ -28,7 +23,7 @@ fn who_locks_a_document_writes_it_and_others_wait() {
         let node = Node::start(&place.data(), &setup);
         node.connect().create_bucket("memory", "bucket_type=ephemeral").unwrap();
         for name in ["default", "memory"] {
-            let (mut one, mut two) = (connect(&node, name), connect(&node, name));
+            let (mut one, mut two) = (node.connect_to(name), node.connect_to(name));
             let (mut holder, mut other) = (Bucket::new(&mut one).unwrap(), Bucket::new(&mut two).unwrap());
             for vbucket in (0..16).map(VbId) {
                 let key = key_in(vbucket, 16, "locked-");
@@ -73,7 +68,7 @@ fn a_lock_ends_with_its_time_and_with_the_node() {
         let node = Node::start(&place.data(), &setup);
         node.connect().create_bucket("memory", "bucket_type=ephemeral").unwrap();
         for name in ["default", "memory"] {
-            let mut connection = connect(&node, name);
+            let mut connection = node.connect_to(name);
             let mut bucket = Bucket::new(&mut connection).unwrap();
             bucket.store(StoreMode::Set, b"k", b"1", PLAIN, Cas(0)).unwrap();
             let started = Instant::now();
@@ -84,13 +79,13 @@ fn a_lock_ends_with_its_time_and_with_the_node() {
             assert!(started.elapsed() >= Duration::from_secs(1));
             assert_eq!(refused(bucket.unlock(b"k", locked.cas)), Some(Status::NOT_LOCKED));
         }
-        let mut connection = connect(&node, "default");
+        let mut connection = node.connect_to("default");
         let mut bucket = Bucket::new(&mut connection).unwrap();
         let locked = bucket.get_and_lock(b"k", 30).unwrap();
         drop(connection);
         assert!(node.stop().success());
         let node = Node::start(&place.data(), &setup);
-        let mut connection = connect(&node, "default");
+        let mut connection = node.connect_to("default");
         let mut bucket = Bucket::new(&mut connection).unwrap();
         assert_eq!(bucket.get(b"k").unwrap().value, b"2");
         assert_eq!(refused(bucket.unlock(b"k", locked.cas)), Some(Status::NOT_LOCKED));

@@ -12,7 +12,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use ringbase::client::{ConnectOptions, Connection, Credentials};
+use ringbase::client::{Bucket, ClientError, ConnectOptions, Connection, Credentials, StoreMode};
+use ringbase::protocol::extras::StoreExtras;
 use ringbase::protocol::{Datatype, Decoded, FrameLimits, Opcode, Request, Status, decode_frame, vbucket_of};
 use ringbase_storage::types::{Cas, VbId};
 use rustix::process::{Pid, Signal, kill_process};
@@ -51,6 +52,19 @@ pub(crate) fn for_each_core_count(test: impl Fn(Setup)) {
         println!("with {cores} cores");
         test(Setup::cores(cores));
     }
+}
+
+/// Runs a test with a bucket on disk and one in memory, each with one core and with two.
+pub(crate) fn for_each_kind(test: impl Fn(&Node, &str)) {
+    for_each_core_count(|setup| {
+        let place = Place::new();
+        let node = Node::start(&place.data(), &setup);
+        node.connect().create_bucket("memory", "bucket_type=ephemeral").unwrap();
+        for bucket in ["default", "memory"] {
+            println!("bucket {bucket}");
+            test(&node, bucket);
+        }
+    });
 }
 
 /// A scratch directory on the disk of the build.
@@ -136,6 +150,11 @@ impl Node {
 
     pub(crate) fn connect(&self) -> Connection {
         Connection::open(&self.connect_options()).unwrap()
+    }
+
+    /// A connection that has selected this bucket.
+    pub(crate) fn connect_to(&self, bucket: &str) -> Connection {
+        Connection::open(&ConnectOptions { bucket: Some(bucket.into()), ..self.connect_options() }).unwrap()
     }
 
     pub(crate) fn connect_as(&self, user: &str, password: &str) -> ConnectOptions {
@@ -318,6 +337,18 @@ pub(crate) fn frame(request: Request<'_>) -> Vec<u8> {
     let mut bytes = Vec::new();
     request.encode(&mut bytes).unwrap();
     bytes
+}
+
+/// Stores a document, and tries again while the node makes room.
+pub(crate) fn store_when_taken(connection: &mut Connection, key: &str, value: &[u8]) {
+    let plain = StoreExtras { flags: 0, expiry: 0 };
+    let mut bucket = Bucket::new(connection).unwrap();
+    eventually("the node takes a document", || {
+        match bucket.store(StoreMode::Set, key.as_bytes(), value, plain, Cas(0)) {
+            Err(ClientError::Refused { status: Status::ETMPFAIL, .. }) => false,
+            stored => stored.map(|_| true).unwrap(),
+        }
+    });
 }
 
 /// A SET of a document in a bucket with so many vbuckets.

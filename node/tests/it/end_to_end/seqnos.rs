@@ -9,7 +9,7 @@ use ringbase::protocol::extras::StoreExtras;
 use ringbase::protocol::{CollectionId, Feature, Opcode, Request, Status, vbucket_of};
 use ringbase_storage::types::{Cas, Seqno, VbId};
 
-use super::rig::{Node, Place, Setup, for_each_core_count};
+use super::rig::{Node, for_each_kind};
 
 const PLAIN: StoreExtras = StoreExtras { flags: 0, expiry: 0 };
 const VBUCKETS: u16 = 16;
@@ -33,22 +33,10 @@ fn seqnos(connection: &mut Connection, asked: &VbSeqnosRequest) -> Result<Vec<(V
     connection.call(request, |frame| decode_vb_seqnos(frame.value).unwrap().collect())
 }
 
-fn each_bucket(test: impl Fn(&Node, &str)) {
-    for_each_core_count(|setup| {
-        let place = Place::new();
-        let node = Node::start(&place.data(), &Setup { vbuckets: VBUCKETS, ..setup });
-        node.connect().create_bucket("memory", "bucket_type=ephemeral").unwrap();
-        for bucket in ["default", "memory"] {
-            println!("bucket {bucket}");
-            test(&node, bucket);
-        }
-    });
-}
-
 /// DCP §13: every vbucket once, ascending, with all that was written until then; also on a DCP connection.
 #[test]
 fn the_seqnos_of_all_vbuckets_are_told_by_every_core() {
-    each_bucket(|node, bucket| {
+    for_each_kind(|node, bucket| {
         let mut expected: BTreeMap<VbId, u64> = (0..VBUCKETS).map(|vb| (VbId(vb), 0)).collect();
         for collections in [false, true] {
             let mut connection = connect(node, bucket, collections);
@@ -90,7 +78,7 @@ fn the_seqnos_of_all_vbuckets_are_told_by_every_core() {
 /// DCP §13: SUCCESS once the disk has it; a bucket in memory has no such thing.
 #[test]
 fn seqno_persistence_is_answered_by_the_core_of_the_vbucket() {
-    each_bucket(|node, bucket| {
+    for_each_kind(|node, bucket| {
         let mut connection = connect(node, bucket, false);
         for number in 0..20 {
             let key = format!("key-{number}");

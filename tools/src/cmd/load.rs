@@ -2,11 +2,10 @@
 //!
 //! Does not know: how documents are read and sent (`ringbase::client::{source, load}`).
 
-use std::io::IsTerminal;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use indicatif::{HumanCount, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{HumanCount, ProgressBar};
 use ringbase::client::load::SKIPPED_NAMES_MAX;
 use ringbase::client::source::{SourceError, Unit};
 use ringbase::client::{Connection, LoadOptions, LoadProgress, LoadReport, PipelineOptions, Source, load};
@@ -16,9 +15,7 @@ use super::connect_options;
 use crate::args::{GlobalArgs, LoadArgs};
 use crate::failure::Failure;
 use crate::output::{human_bytes, megabytes_per_second, print, print_json};
-
-/// How often the progress bar moves.
-const TICK: Duration = Duration::from_millis(100);
+use crate::progress::{self, show_while};
 
 /// Skipped documents that are named on standard error.
 const NAMES_SHOWN: usize = 20;
@@ -41,21 +38,7 @@ pub(crate) fn run(global: &GlobalArgs, args: &LoadArgs) -> Result<(), Failure> {
         },
     };
     let progress = LoadProgress::default();
-    let report = std::thread::scope(|scope| {
-        let shower = std::thread::current();
-        let (options, progress) = (&options, &progress);
-        let loading = scope.spawn(move || {
-            let result = load(source, options, progress);
-            shower.unpark();
-            result
-        });
-        while !loading.is_finished() {
-            show(&bar, progress);
-            std::thread::park_timeout(TICK);
-        }
-        bar.finish_and_clear();
-        loading.join().expect("a load reports errors instead of panicking")
-    })?;
+    let report = show_while(&bar, |bar| show(bar, &progress), || load(source, &options, &progress))?;
 
     let persisting = Instant::now();
     if args.wait_persisted {
@@ -76,25 +59,19 @@ pub(crate) fn run(global: &GlobalArgs, args: &LoadArgs) -> Result<(), Failure> {
 }
 
 fn progress_bar(source: &Source) -> Result<ProgressBar, SourceError> {
-    if !std::io::stderr().is_terminal() {
+    if !progress::is_seen() {
         return Ok(ProgressBar::hidden());
     }
     let (total, unit) = source.total()?;
-    let bar = ProgressBar::with_draw_target(total, ProgressDrawTarget::stderr());
     let position = match unit {
         Unit::Bytes => "{bytes}/{total_bytes}",
         Unit::Files => "{human_pos}/{human_len} files",
         Unit::Documents => "{human_pos}/{human_len}",
     };
-    let template = format!("{{bar:30}} {position}  {{msg}}  {{eta}} left");
-    bar.set_style(ProgressStyle::with_template(&template).expect("the template is valid"));
-    Ok(bar)
+    Ok(progress::bar(total, &format!("{{bar:30}} {position}  {{msg}}  {{eta}} left")))
 }
 
 fn show(bar: &ProgressBar, progress: &LoadProgress) {
-    if bar.is_hidden() {
-        return;
-    }
     let seconds = bar.elapsed().as_secs_f64();
     let bytes = progress.bytes.load(Ordering::Relaxed);
     let rate = progress.documents.load(Ordering::Relaxed) as f64 / seconds.max(0.001);

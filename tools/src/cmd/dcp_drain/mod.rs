@@ -5,18 +5,16 @@
 //! Does not know: the protocol of streams (`ringbase::client::dcp`).
 
 mod check;
-mod expected;
-
 mod drain;
-
+mod expected;
 mod report;
 
-use std::io::{self, IsTerminal};
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use indicatif::{HumanCount, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{HumanCount, ProgressBar};
 use ringbase::client::{Connection, DcpOptions};
 use ringbase::protocol::dcp::{
     FilterSelection, OpenFlags, StreamFilter, StreamFlags, StreamId, StreamRequest,
@@ -33,9 +31,7 @@ use super::connect_options;
 use crate::args::{DcpDrainArgs, GlobalArgs};
 use crate::failure::Failure;
 use crate::output::{megabytes_per_second, print, print_json};
-
-/// How often the progress bar moves.
-const TICK: Duration = Duration::from_millis(100);
+use crate::progress::{self, show_while};
 
 /// Exit code of a process that a second Ctrl-C ends.
 const INTERRUPTED: i32 = 130;
@@ -180,39 +176,13 @@ fn drain_and_show(
     stop: &Stop,
 ) -> Result<Drained, Failure> {
     let progress = Progress::default();
-    let bar = progress_bar(vbuckets.len() as u64);
-    let drained = std::thread::scope(|scope| {
-        let shower = std::thread::current();
-        let progress = &progress;
-        let draining = scope.spawn(move || {
-            let result = drain_all(plan, vbuckets, connections, expected, (progress, stop));
-            shower.unpark();
-            result
-        });
-        while !draining.is_finished() {
-            show(&bar, progress);
-            std::thread::park_timeout(TICK);
-        }
-        bar.finish_and_clear();
-        draining.join().expect("a drain reports errors instead of panicking")
-    })?;
-    Ok(drained)
-}
-
-fn progress_bar(streams: u64) -> ProgressBar {
-    if !io::stderr().is_terminal() {
-        return ProgressBar::hidden();
-    }
-    let bar = ProgressBar::with_draw_target(Some(streams), ProgressDrawTarget::stderr());
     let template = "{bar:30} {human_pos}/{human_len} streams ended  {msg}";
-    bar.set_style(ProgressStyle::with_template(template).expect("the template is valid"));
-    bar
+    let bar = progress::bar(Some(vbuckets.len() as u64), template);
+    let drain = || drain_all(plan, vbuckets, connections, expected, (&progress, stop));
+    Ok(show_while(&bar, |bar| show(bar, &progress), drain)?)
 }
 
 fn show(bar: &ProgressBar, progress: &Progress) {
-    if bar.is_hidden() {
-        return;
-    }
     let seconds = bar.elapsed().as_secs_f64();
     let items = progress.items.load(Ordering::Relaxed);
     let rate = (items as f64 / seconds.max(0.001)) as u64;

@@ -98,6 +98,8 @@ pub struct ManifestState {
     pub buckets: BTreeMap<BucketId, BucketDesc>,
     /// Vbuckets.
     pub vbuckets: BTreeMap<(BucketId, VbId), VbState>,
+    /// Of vbuckets that were deleted: where the records begin that are not of the one that is gone.
+    pub log_from: BTreeMap<(BucketId, VbId), u64>,
 }
 
 impl ManifestState {
@@ -115,7 +117,10 @@ impl ManifestState {
                 self.closed = false;
             }
             Record::Closed => self.closed = true,
-            Record::WalTail { position } => self.wal_tail = position,
+            Record::WalTail { position } => {
+                self.wal_tail = position;
+                self.log_from.retain(|_, from| *from > position);
+            }
             Record::Bucket(bucket) => {
                 self.bucket_max = self.bucket_max.max(bucket.id);
                 self.buckets.insert(bucket.id, bucket);
@@ -124,9 +129,18 @@ impl ManifestState {
                 self.bucket_max = self.bucket_max.max(bucket);
                 self.buckets.remove(&bucket);
                 self.vbuckets.retain(|(of, _), _| *of != bucket);
+                self.log_from.retain(|(of, _), _| *of != bucket);
             }
             Record::Vbucket(state) => {
                 self.vbuckets.insert((state.bucket, state.vb), *state);
+            }
+            Record::Role { bucket, vb, state, topology, log } => {
+                let vbucket = self.vbucket(bucket, vb)?;
+                (vbucket.state, vbucket.topology, vbucket.failover_log) = (state, topology, log);
+            }
+            Record::VbucketGone { bucket, vb, log_from } => {
+                self.vbuckets.remove(&(bucket, vb));
+                self.log_from.insert((bucket, vb), log_from);
             }
             Record::Failover { bucket, vb, log } => self.vbucket(bucket, vb)?.failover_log = log,
             Record::Flush { bucket, vb, counts, segment, run, marks } => {
@@ -157,6 +171,13 @@ impl ManifestState {
         self.vbuckets.get_mut(&(bucket, vb)).ok_or_else(|| invalid("vbucket", number, "created before"))
     }
 
+    /// Whether a record of the log at `position` is of a vbucket, or of a bucket, that was deleted.
+    #[must_use]
+    pub fn is_gone(&self, bucket: BucketId, vb: VbId, position: u64) -> bool {
+        let is_before = self.log_from.get(&(bucket, vb)).is_some_and(|from| position < *from);
+        is_before || bucket <= self.bucket_max && !self.buckets.contains_key(&bucket)
+    }
+
     /// The records that give exactly this state.
     #[must_use]
     pub fn checkpoint(&self) -> Vec<Record> {
@@ -172,7 +193,14 @@ impl ManifestState {
             records.push(Record::BucketGone { bucket: self.bucket_max });
         }
         records.extend(self.buckets.values().cloned().map(Record::Bucket));
-        records.extend(self.vbuckets.values().cloned().map(|state| Record::Vbucket(Box::new(state))));
+        let gone = self.log_from.iter();
+        records.extend(gone.map(|(&(bucket, vb), &log_from)| Record::VbucketGone { bucket, vb, log_from }));
+        for vbucket in self.vbuckets.values() {
+            records.push(Record::Vbucket(Box::new(vbucket.clone())));
+            if !vbucket.topology.is_empty() {
+                records.push(vbucket.role());
+            }
+        }
         records
     }
 
@@ -587,6 +615,7 @@ mod tests {
             bucket: BucketId(1),
             vb: VbId(vb),
             state: 1,
+            topology: String::new(),
             failover_log: vec![FailoverEntry { uuid: VbUuid(u64::from(vb)), seqno: Seqno(0) }],
             counts: Default::default(),
             runs: vec![],
@@ -697,6 +726,39 @@ mod tests {
             copy.apply(record).unwrap();
         }
         assert_eq!(copy, state);
+    }
+
+    /// The role of a vbucket is one change with the branches that come of it; a vbucket that is gone leaves where its records end, until the log's tail
+    /// has passed them.
+    #[test]
+    fn roles_and_gone_vbuckets_survive_a_checkpoint() {
+        let mut state = ManifestState::default();
+        let log = vec![FailoverEntry { uuid: VbUuid(9), seqno: Seqno(5) }];
+        let (bucket, topology) = (BucketId(1), "[[\"a\",\"b\"]]".to_owned());
+        let role = Record::Role { bucket, vb: VbId(2), state: 1, topology, log: log.clone() };
+        assert!(state.apply(role.clone()).is_err(), "of a vbucket that is not there");
+        for vb in [1, 2, 3] {
+            state.apply(vbucket(vb)).unwrap();
+        }
+        state.apply(role).unwrap();
+        for vb in [1, 3] {
+            state.apply(Record::VbucketGone { bucket, vb: VbId(vb), log_from: 70 }).unwrap();
+        }
+        state.apply(vbucket(3)).unwrap();
+        assert_eq!(state.vbuckets.keys().map(|(_, vb)| vb.0).collect::<Vec<_>>(), [2, 3]);
+        assert_eq!(state.vbuckets[&(bucket, VbId(2))].failover_log, log);
+        let mut copy = ManifestState::default();
+        for record in state.checkpoint() {
+            copy.apply(record).unwrap();
+        }
+        assert_eq!((&copy, copy.log_from.len()), (&state, 2));
+        for (position, left) in [(69, 2), (70, 0)] {
+            state.apply(Record::WalTail { position }).unwrap();
+            assert_eq!(state.log_from.len(), left);
+        }
+        state.apply(Record::VbucketGone { bucket, vb: VbId(2), log_from: 80 }).unwrap();
+        state.apply(Record::BucketGone { bucket }).unwrap();
+        assert!(state.log_from.is_empty(), "its number never comes again");
     }
 
     /// A change that a power cut interrupts is there whole or not at all, whatever sectors of it reached the medium.

@@ -104,6 +104,8 @@ pub struct VbState {
     pub vb: VbId,
     /// The protocol's state: 1 active, 2 replica, 3 pending, 4 dead.
     pub state: u8,
+    /// Which nodes have copies of it, as text that the node understands; empty if it was never told. [`Record::Role`] carries it.
+    pub topology: String,
     /// Branches, newest first.
     pub failover_log: Vec<FailoverEntry>,
     /// Counts as of the last flush.
@@ -193,7 +195,32 @@ pub enum Record {
         /// What stands in their place.
         run: RunDesc,
     },
+    /// What a vbucket is to its clients, with the branches that come of it.
+    Role {
+        /// Whose.
+        bucket: BucketId,
+        /// Which.
+        vb: VbId,
+        /// The protocol's state.
+        state: u8,
+        /// Which nodes have copies.
+        topology: String,
+        /// Branches, newest first.
+        log: Vec<FailoverEntry>,
+    },
+    /// The bucket has no such vbucket any more, with all that it owned. One may come again with this number.
+    VbucketGone {
+        /// Whose.
+        bucket: BucketId,
+        /// Which.
+        vb: VbId,
+        /// Records of it that lie before this position of the log are of the one that is gone.
+        log_from: u64,
+    },
 }
+
+/// The states of a vbucket that there are.
+const STATES: std::ops::RangeInclusive<u8> = 1..=4;
 
 fn put_extents(out: &mut Vec<u8>, extents: &[Extent]) {
     out.put_u32(extents.len() as u32);
@@ -379,7 +406,27 @@ fn list<T>(
     Ok(list)
 }
 
+fn state(reader: &mut Reader<'_>) -> Result<u8, FormatError> {
+    let state = reader.u8("state")?;
+    match STATES.contains(&state) {
+        true => Ok(state),
+        false => Err(reader.invalid("state", u64::from(state), "1..=4")),
+    }
+}
+
 impl VbState {
+    /// The record that says what it is to its clients.
+    #[must_use]
+    pub fn role(&self) -> Record {
+        Record::Role {
+            bucket: self.bucket,
+            vb: self.vb,
+            state: self.state,
+            topology: self.topology.clone(),
+            log: self.failover_log.clone(),
+        }
+    }
+
     fn put(&self, out: &mut Vec<u8>) {
         out.put_u32(self.bucket.0);
         out.put_u16(self.vb.0);
@@ -395,7 +442,8 @@ impl VbState {
         Ok(VbState {
             bucket: BucketId(reader.u32("bucket")?),
             vb: VbId(reader.u16("vbucket")?),
-            state: reader.u8("state")?,
+            state: state(reader)?,
+            topology: String::new(),
             failover_log: failover_log(reader)?,
             counts: VbCounts::read(reader)?,
             runs: list(reader, 56, RunDesc::read)?,
@@ -462,6 +510,20 @@ impl Record {
                 out.put_u8(10);
                 out.put_u32(bucket.0);
             }
+            Record::Role { bucket, vb, state, topology, log } => {
+                out.put_u8(12);
+                out.put_u32(bucket.0);
+                out.put_u16(vb.0);
+                out.put_u8(*state);
+                put_text(out, topology);
+                put_log(out, log);
+            }
+            Record::VbucketGone { bucket, vb, log_from } => {
+                out.put_u8(13);
+                out.put_u32(bucket.0);
+                out.put_u16(vb.0);
+                out.put_u64(*log_from);
+            }
         }
     }
 
@@ -504,7 +566,19 @@ impl Record {
                 run: RunDesc::read(reader)?,
             },
             10 => Record::BucketGone { bucket: BucketId(reader.u32("bucket")?) },
-            _ => return Err(reader.invalid("tag", u64::from(tag), "1..=10")),
+            12 => Record::Role {
+                bucket: BucketId(reader.u32("bucket")?),
+                vb: VbId(reader.u16("vbucket")?),
+                state: state(reader)?,
+                topology: text(reader, "topology")?,
+                log: failover_log(reader)?,
+            },
+            13 => Record::VbucketGone {
+                bucket: BucketId(reader.u32("bucket")?),
+                vb: VbId(reader.u16("vbucket")?),
+                log_from: reader.place("log position")?,
+            },
+            _ => return Err(reader.invalid("tag", u64::from(tag), "1..=10, 12 or 13")),
         })
     }
 
@@ -564,12 +638,15 @@ mod tests {
                 bucket,
                 vb,
                 state: 1,
+                topology: String::new(),
                 failover_log: log.clone(),
                 counts,
                 runs: vec![run.clone()],
                 segments: vec![segment.clone()],
                 marks: vec![marks.clone()],
             })),
+            Record::Role { bucket, vb, state: 2, topology: "[[\"a\"]]".into(), log: log.clone() },
+            Record::VbucketGone { bucket, vb, log_from: 700 },
             Record::Failover { bucket, vb, log },
             Record::Flush { bucket, vb, counts, segment, run: run.clone(), marks: Some(marks) },
             Record::Merge { bucket, vb, removed: vec![1, 2], run },
@@ -584,6 +661,19 @@ mod tests {
             record.encode(&mut bytes);
         }
         assert_eq!(Record::decode_all(&bytes).unwrap(), examples());
+    }
+
+    /// What a vbucket is to its clients is never guessed.
+    #[test]
+    fn a_state_that_no_vbucket_has_is_refused() {
+        let log = vec![FailoverEntry { uuid: VbUuid(77), seqno: Seqno(0) }];
+        for state in [0, 5, 255] {
+            let (bucket, vb, log) = (BucketId(1), VbId(3), log.clone());
+            let mut bytes = Vec::new();
+            Record::Role { bucket, vb, state, topology: String::new(), log }.encode(&mut bytes);
+            let decoded = Record::decode_all(&bytes);
+            assert!(matches!(decoded, Err(FormatError::Invalid { field: "state", .. })), "{decoded:?}");
+        }
     }
 
     #[test]

@@ -225,9 +225,9 @@ impl Walk<'_> {
         let taken = blocks.read(place, header.blocks()).and_then(|bytes| {
             let (_, payload) = verify_batch(Log::Wal, header, &bytes)?;
             let (mut carry, mut carry_position) = (std::mem::take(&mut self.carry), self.carry_position);
-            let taken = take_records(header, payload, &mut carry, &mut carry_position, |_, bytes| {
+            let taken = take_records(header, payload, &mut carry, &mut carry_position, |position, bytes| {
                 match decode_wal_record(bytes) {
-                    Ok(record) => self.note(&record, &mut records, &mut errors),
+                    Ok(record) => self.note(position, &record, &mut records, &mut errors),
                     Err(error) => errors.push(error.to_string()),
                 }
                 Ok(())
@@ -253,11 +253,40 @@ impl Walk<'_> {
         }
     }
 
-    fn note(&mut self, record: &WalRecord<'_>, list: &mut Vec<WalRecordReport>, errors: &mut Vec<String>) {
+    fn note(
+        &mut self,
+        position: u64,
+        record: &WalRecord<'_>,
+        list: &mut Vec<WalRecordReport>,
+        errors: &mut Vec<String>,
+    ) {
         self.report.records += 1;
         if !self.options.wants(record.vb) {
             return;
         }
+        if !self.at.state.is_gone(record.bucket, record.vb, position) {
+            self.follow(record, errors);
+        }
+        if !self.options.wal {
+            return;
+        }
+        if list.len() >= self.options.limit {
+            self.report.omitted += 1;
+            return;
+        }
+        list.push(WalRecordReport {
+            bucket: record.bucket,
+            vb: record.vb,
+            meta: record.meta,
+            former: record.former,
+            key: Text::of(record.key, KEY_BYTES_MAX),
+            value_len: record.value.len() as u64,
+            value: self.options.documents.then(|| Text::of(record.value, self.options.value_bytes)),
+        });
+    }
+
+    /// Whether a record stands right behind the one before it in its vbucket.
+    fn follow(&mut self, record: &WalRecord<'_>, errors: &mut Vec<String>) {
         let key = (record.bucket, record.vb);
         let known = self.at.state.vbuckets.get(&key);
         if known.is_none() && self.at.shard_uuid.is_some() {
@@ -280,21 +309,5 @@ impl Walk<'_> {
         vb.records += 1;
         vb.last = seqno;
         vb.unflushed += u64::from(seqno > flushed);
-        if !self.options.wal {
-            return;
-        }
-        if list.len() >= self.options.limit {
-            self.report.omitted += 1;
-            return;
-        }
-        list.push(WalRecordReport {
-            bucket: record.bucket,
-            vb: record.vb,
-            meta: record.meta,
-            former: record.former,
-            key: Text::of(record.key, KEY_BYTES_MAX),
-            value_len: record.value.len() as u64,
-            value: self.options.documents.then(|| Text::of(record.value, self.options.value_bytes)),
-        });
     }
 }

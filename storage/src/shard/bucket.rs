@@ -143,20 +143,25 @@ impl ShardCore {
     fn new_vbuckets(&self, bucket: BucketId) -> Vec<VbState> {
         let geometry = self.geometry;
         let ours = (0..geometry.vbucket_count).filter(|vb| vb % geometry.shard_count == geometry.shard.0);
-        ours.map(|vb| VbState {
+        ours.map(|vb| self.new_vbucket(bucket, VbId(vb))).collect()
+    }
+
+    /// An empty vbucket, active, with a fresh branch.
+    pub(super) fn new_vbucket(&self, bucket: BucketId, vb: VbId) -> VbState {
+        VbState {
             bucket,
-            vb: VbId(vb),
+            vb,
             state: 1,
+            topology: String::new(),
             failover_log: vec![FailoverEntry { uuid: self.new_branch(), seqno: Seqno(0) }],
             counts: VbCounts::default(),
             runs: Vec::new(),
             segments: Vec::new(),
             marks: Vec::new(),
-        })
-        .collect()
+        }
     }
 
-    fn add_vbuckets(self: &Rc<Self>, home: Home, states: &[VbState]) {
+    pub(super) fn add_vbuckets(self: &Rc<Self>, home: Home, states: &[VbState]) {
         let mut vbuckets = self.vbuckets.borrow_mut();
         for state in states {
             let store = match home {
@@ -187,7 +192,7 @@ impl ShardCore {
         }
         let states = successor.as_ref().map(|(new, _)| self.new_vbuckets(new.id)).unwrap_or_default();
         let home = successor.as_ref().map_or(Home::Disk, |(_, home)| *home);
-        let tail = self.tail_without(bucket);
+        let tail = self.tail_without(|(of, _)| of == bucket);
         let mut records = vec![Record::BucketGone { bucket }];
         records.extend(successor.into_iter().flat_map(|(new, home)| creation(new, home, &states)));
         records.push(Record::WalTail { position: tail });
@@ -215,10 +220,10 @@ impl ShardCore {
         Ok(())
     }
 
-    /// The oldest log position that is still needed when `bucket` is gone.
-    fn tail_without(&self, bucket: BucketId) -> u64 {
+    /// The oldest log position that is still needed when these vbuckets are gone.
+    pub(super) fn tail_without(&self, is_gone: impl Fn((BucketId, VbId)) -> bool) -> u64 {
         let vbuckets = self.vbuckets.borrow();
-        let others = vbuckets.iter().filter(|((of, _), _)| *of != bucket);
+        let others = vbuckets.iter().filter(|(key, _)| !is_gone(**key));
         others.filter_map(|(_, store)| store.first_position()).min().unwrap_or_else(|| self.wal.head())
     }
 }

@@ -23,6 +23,7 @@ mod flusher;
 mod memory;
 mod metrics;
 mod open;
+mod vbucket;
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -33,6 +34,7 @@ pub(crate) use memory::BucketMemory;
 pub use memory::BucketMemoryStats;
 pub use metrics::{Counter, Recorder, ShardMetrics};
 pub use open::{FormatOptions, OpenError, RecoveryReport, format};
+pub use vbucket::VbRole;
 
 use self::memory::ShardMemory;
 use crate::cache::{BlockCache, CacheStats};
@@ -43,9 +45,12 @@ use crate::format::superblock::Geometry;
 use crate::io::Device;
 use crate::manifest::{Manifest, ManifestError};
 use crate::sync::{Event, Lock};
-use crate::types::{BucketId, ShardId, VbId, VbUuid};
+use crate::types::{BucketId, FailoverEntry, Seqno, ShardId, VbId, VbUuid};
 use crate::vbstore::VbStore;
 use crate::wal::Wal;
+
+/// Branches that a failover log keeps.
+const FAILOVER_LOG_MAX: usize = 25;
 
 /// Limits of a shard at run time. The shape on disk is its [`Geometry`].
 #[derive(Debug, Clone, Copy)]
@@ -326,6 +331,12 @@ impl ShardCore {
     /// A random branch id, never 0. Kept below 2^63 because clients carry it as a signed or a decimal number.
     fn new_branch(&self) -> VbUuid {
         VbUuid((self.env.random_u64() >> 16).max(1))
+    }
+
+    /// A history branches at `seqno`: the newest branches are kept.
+    fn add_branch(&self, log: &mut Vec<FailoverEntry>, seqno: Seqno) {
+        log.insert(0, FailoverEntry { uuid: self.new_branch(), seqno });
+        log.truncate(FAILOVER_LOG_MAX);
     }
 
     async fn change_manifest(&self, records: Vec<Record>) -> Result<(), ManifestError> {

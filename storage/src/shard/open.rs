@@ -33,15 +33,12 @@ use crate::reader::ReadError;
 use crate::run::Run;
 use crate::seqlog::{Segment, read_marks, segment_of};
 use crate::sync::{Event, Lock};
-use crate::types::{BucketId, FailoverEntry, Former, Seqno, VbId};
+use crate::types::{BucketId, Former, Seqno, VbId};
 use crate::vbstore::{VbStore, Version};
 use crate::wal::{Replay, Wal, WalError, WalShape, WalStart, replay};
 
 /// Bytes of the data file at format.
 const DATA_BYTES_MIN: u64 = 1 << 20;
-
-/// Branches that a failover log keeps.
-const FAILOVER_LOG_MAX: usize = 25;
 
 /// What a new shard looks like.
 #[derive(Debug, Clone, Copy)]
@@ -217,14 +214,11 @@ pub(super) async fn open(
         clean: state.closed,
     };
     let stats = replay(what, |position, record| {
+        if state.is_gone(record.bucket, record.vb, position) && !is_on(Mutant::KeepGoneRecords) {
+            return Ok(());
+        }
         let flushed = state.vbuckets.get(&(record.bucket, record.vb)).map(|vb| vb.counts.flushed_seqno);
-        let Some(flushed) = flushed else {
-            let is_gone = record.bucket <= state.bucket_max && !state.buckets.contains_key(&record.bucket);
-            if is_gone && !is_on(Mutant::KeepGoneRecords) {
-                return Ok(());
-            }
-            return Err(invalid("vbucket", u64::from(record.vb.0), "in the manifest"));
-        };
+        let flushed = flushed.ok_or_else(|| invalid("vbucket", u64::from(record.vb.0), "in the manifest"))?;
         if record.meta.seqno > flushed {
             let former = Former { seqno: record.former, live: record.former_live };
             let item = Item::new(record.meta, record.key, record.value);
@@ -293,8 +287,7 @@ pub(super) async fn open(
     if !report.clean && !is_on(Mutant::NoNewBranch) {
         for (key, store) in &vbuckets {
             let mut log = store.failover_log();
-            log.insert(0, FailoverEntry { uuid: core.new_branch(), seqno: store.high_seqno() });
-            log.truncate(FAILOVER_LOG_MAX);
+            core.add_branch(&mut log, store.high_seqno());
             store.set_failover_log(log.clone());
             changes.push(Record::Failover { bucket: key.0, vb: key.1, log });
         }

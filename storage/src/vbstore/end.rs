@@ -1,10 +1,11 @@
-//! The end of a vbucket whose bucket is deleted.
+//! The end of a vbucket that is deleted, alone or with its bucket.
 //!
 //! Invariants
+//! - What it has booked with its bucket's account is given back.
 //! - Nothing is written to it any more; whoever waits for it learns that it is gone.
 //! - Its runs and segments live as long as a view of it does; then their blocks are free.
 //!
-//! Does not know: why the bucket goes.
+//! Does not know: why it goes.
 
 use super::VbStore;
 use crate::memtable::Memtable;
@@ -14,6 +15,12 @@ use crate::mutant::{Mutant, is_on};
 const BUCKETS_A_SLICE: usize = 64;
 
 impl VbStore {
+    /// Nothing is written to it any more: it is about to be deleted.
+    pub(crate) fn refuse_writes(&self) {
+        self.ended.set(true);
+        self.wake_waiters();
+    }
+
     /// No manifest names it any more: lets go of everything that it has in memory and on disk.
     pub(crate) fn end(&self) {
         self.ended.set(true);
@@ -23,6 +30,13 @@ impl VbStore {
             version.runs.iter().for_each(|run| run.set_named(false));
             version.segments.iter().for_each(|segment| segment.set_named(false));
         }
+        let memtable_bytes =
+            state.active.bytes() + state.frozen.iter().map(|table| table.bytes()).sum::<usize>();
+        let kept = state.versions.stats();
+        let item_bytes = state.table.bytes() - state.table.overhead_bytes() + state.overhead_booked;
+        let kept_bytes = kept.stale_value_bytes + kept.stale_meta_bytes;
+        self.memory.add_memtable(-(memtable_bytes as i64));
+        self.memory.add_resident(-(item_bytes as i64) - kept_bytes as i64);
         state.active = Memtable::default();
         state.frozen.clear();
         let mut table = std::mem::take(&mut state.table);
@@ -43,7 +57,7 @@ impl VbStore {
         self.wake_waiters();
     }
 
-    /// Whether its bucket is deleted.
+    /// Whether it, or its bucket, is deleted.
     #[must_use]
     pub fn has_ended(&self) -> bool {
         self.ended.get()

@@ -201,6 +201,12 @@ impl Wal {
         self.pending.borrow().bytes.len()
     }
 
+    /// All before this position is durable.
+    #[must_use]
+    pub fn durable(&self) -> u64 {
+        self.durable.get()
+    }
+
     /// The position where the next batch begins.
     #[must_use]
     pub fn head(&self) -> u64 {

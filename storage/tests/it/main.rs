@@ -19,4 +19,5 @@ mod real_ring;
 mod ring;
 mod scan_speed;
 mod seqno_scan;
+mod vbuckets;
 mod world;

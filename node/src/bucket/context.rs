@@ -6,21 +6,25 @@
 //!
 //! Does not know: other buckets, shards, what a request does.
 
-use std::cell::Cell;
+use std::cell::{Cell, Ref, RefCell};
+use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use ringbase_storage::env::Env;
 use ringbase_storage::hashtable::TableReader;
-use ringbase_storage::sync::Event;
+use ringbase_storage::sync::{Event, Lock};
 use ringbase_storage::types::{BucketId, VbId};
 use ringbase_storage::vbstore::VbStore;
 
 use super::expiry;
 use super::locks::Locks;
+use super::parked::Parked;
 use super::settings::BucketSettings;
-use super::shared::SharedBucket;
+use super::shared::{SharedBucket, TableCopies};
+use super::states::VbucketStates;
 use super::tally::Tally;
+use crate::protocol::dcp::signal::VbucketState;
 
 /// What commands on a bucket need beside its vbuckets.
 pub struct BucketContext {
@@ -30,6 +34,12 @@ pub struct BucketContext {
     pub tally: Tally,
     /// Documents that are locked, of its vbuckets on this core.
     pub locks: Locks,
+    /// What its vbuckets are to clients, on all cores.
+    pub states: Arc<VbucketStates>,
+    /// Vbuckets of this core a majority of whose copies is not on this node alone.
+    needs_others: RefCell<BTreeSet<VbId>>,
+    /// Requests that wait for a vbucket of this core to become active.
+    pub parked: Parked,
     /// Runs of the expiry pager on this core.
     pub pager_runs: Cell<u64>,
     settings: Cell<BucketSettings>,
@@ -82,11 +92,14 @@ impl std::fmt::Debug for BucketContext {
 impl BucketContext {
     /// What a bucket with these settings begins with.
     #[must_use]
-    pub fn new(env: Env, settings: BucketSettings) -> Rc<BucketContext> {
+    pub fn new(env: Env, settings: BucketSettings, states: Arc<VbucketStates>) -> Rc<BucketContext> {
         Rc::new(BucketContext {
             env,
             tally: Tally::default(),
             locks: Locks::default(),
+            states,
+            needs_others: RefCell::default(),
+            parked: Parked::default(),
             pager_runs: Cell::new(0),
             settings: Cell::new(settings),
             quota_bytes: Cell::new(0),
@@ -139,6 +152,21 @@ impl BucketContext {
         Some(WaitingRoom { under_way: self.under_way(), bytes })
     }
 
+    /// Whether a durable write to a vbucket would need other nodes.
+    #[must_use]
+    pub fn needs_others(&self, vb: VbId) -> bool {
+        self.needs_others.borrow().contains(&vb)
+    }
+
+    pub(super) fn set_needs_others(&self, vb: VbId, needs: bool) {
+        let mut all = self.needs_others.borrow_mut();
+        if needs {
+            all.insert(vb);
+        } else {
+            all.remove(&vb);
+        }
+    }
+
     /// The wall clock in epoch seconds.
     #[must_use]
     pub fn now(&self) -> u32 {
@@ -176,27 +204,38 @@ pub struct LocalBucket {
     pub uuid: u128,
     /// Settings and counters, shared with requests that wait for the disk.
     pub context: Rc<BucketContext>,
-    pub(super) stores: Vec<Option<Rc<VbStore>>>,
+    pub(super) stores: RefCell<Vec<Option<Rc<VbStore>>>>,
     pub(super) shared: Arc<SharedBucket>,
+    pub(super) tables: TableCopies,
+    /// Vbuckets change one at a time.
+    pub(super) changing: Lock,
 }
 
 impl LocalBucket {
     /// The vbucket, if it is on this core.
     #[must_use]
     #[inline]
-    pub fn vbucket(&self, vb: VbId) -> Option<&Rc<VbStore>> {
-        self.stores.get(usize::from(vb.0))?.as_ref()
+    pub fn vbucket(&self, vb: VbId) -> Option<Rc<VbStore>> {
+        self.stores.borrow().get(usize::from(vb.0))?.clone()
     }
 
     /// The newest versions of a vbucket, on whatever core it is, if a look at them may answer.
     #[must_use]
     #[inline]
-    pub fn table(&self, vb: VbId) -> Option<&TableReader> {
-        self.shared.table(vb)
+    pub fn table(&self, vb: VbId) -> Option<Ref<'_, TableReader>> {
+        self.tables.table(&self.shared, vb)
+    }
+
+    /// What a vbucket is to clients, on whatever core it is; `None` if it is not there.
+    #[must_use]
+    #[inline]
+    pub fn state(&self, vb: VbId) -> Option<VbucketState> {
+        self.context.states.get(vb)
     }
 
     /// Its vbuckets on this core, in order.
-    pub fn vbuckets(&self) -> impl Iterator<Item = &Rc<VbStore>> {
-        self.stores.iter().flatten()
+    #[must_use]
+    pub fn vbuckets(&self) -> Vec<Rc<VbStore>> {
+        self.stores.borrow().iter().flatten().cloned().collect()
     }
 }

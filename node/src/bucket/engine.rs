@@ -18,13 +18,15 @@ use ringbase_storage::env::Env;
 use ringbase_storage::format::manifest_record::BucketDesc;
 use ringbase_storage::manifest::ManifestError;
 use ringbase_storage::shard::{Home, Shard};
+use ringbase_storage::sync::Lock;
 use ringbase_storage::types::{BucketId, ShardId, VbId};
 use ringbase_storage::vbstore::VbStore;
 
 use super::context::{BucketContext, LocalBucket};
 use super::set::BucketSet;
 use super::settings::{BucketSettings, SettingsError};
-use super::shared::SharedBuckets;
+use super::shared::{SharedBuckets, TableCopies};
+use super::states::{Access, Verdict};
 use super::{ephemeral, pager};
 use crate::range_scan::{ActiveVbuckets, VbAddress};
 
@@ -188,19 +190,22 @@ impl Engine {
             .map(|vb| self.shards.iter().find_map(|shard| shard.vbucket(bucket.id, VbId(vb))))
             .collect();
         let shared = self.shared.bucket(bucket.id, self.vbucket_count);
-        let context = BucketContext::new(self.env.clone(), settings);
+        let context = BucketContext::new(self.env.clone(), settings, shared.states().clone());
         context.locks.tell(shared.locks().clone());
-        for store in stores.iter().flatten() {
-            shared.offer(store.id(), store.table_reader());
-        }
         let local = Rc::new(LocalBucket {
             id: bucket.id,
             name: bucket.name.clone(),
             uuid: bucket.uuid,
             context,
-            stores,
+            stores: RefCell::default(),
             shared,
+            tables: TableCopies::default(),
+            changing: Lock::default(),
         });
+        for store in stores.iter().flatten() {
+            local.offer(store);
+        }
+        local.stores.replace(stores);
         pager::start(&local);
         if settings.home() == Home::Memory {
             ephemeral::start(&local);
@@ -231,7 +236,15 @@ impl Engine {
             index.map(|index| buckets.remove(index))
         };
         if let Some(gone) = gone {
+            let waiting = gone.context.parked.take(None);
+            waiting.into_iter().for_each(|resume| resume(Some(self)));
             gone.context.withdraw().await;
+            // A bucket that takes its place was made while states could still change.
+            for shard in &self.shards {
+                if let Err(error) = shard.pass_roles_on(id).await {
+                    tracing::error!(shard = shard.geometry().shard.0, %error, "states of vbuckets are not passed on");
+                }
+            }
             self.shared.forget(id);
         }
     }
@@ -317,12 +330,14 @@ impl Engine {
     #[must_use]
     #[inline]
     pub fn vbucket(&self, bucket: BucketId, vb: VbId) -> Option<Rc<VbStore>> {
-        self.bucket(bucket)?.vbucket(vb).cloned()
+        self.bucket(bucket)?.vbucket(vb)
     }
 }
 
 impl ActiveVbuckets for Engine {
     fn active(&self, at: VbAddress) -> Option<Rc<VbStore>> {
-        self.vbucket(at.bucket, at.vb)
+        let bucket = self.bucket(at.bucket)?;
+        let verdict = bucket.context.states.verdict(at.vb, Access::RangeScan);
+        if verdict == Verdict::Admitted { bucket.vbucket(at.vb) } else { None }
     }
 }

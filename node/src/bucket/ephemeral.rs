@@ -52,7 +52,7 @@ async fn run(context: Rc<BucketContext>, bucket: Weak<LocalBucket>) {
             return;
         }
         let Some(bucket) = bucket.upgrade() else { return };
-        let vbuckets: Vec<Rc<VbStore>> = bucket.vbuckets().cloned().collect();
+        let vbuckets: Vec<Rc<VbStore>> = bucket.vbuckets();
         drop(bucket);
         let (settings, now_ns) = (context.settings(), clock.monotonic_ns());
         let interval_ns = u64::from(settings.purge_interval_seconds) * 1_000_000_000;
@@ -92,7 +92,8 @@ async fn make_room(context: &Rc<BucketContext>, vbuckets: &[Rc<VbStore>]) {
             if is_low(store.memory_share()) || context.is_withdrawn() {
                 return;
             }
-            if is_over[index] {
+            if is_over[index] || !context.states.is_active(store.id()) {
+                is_over[index] = true;
                 continue;
             }
             let (oldest, next) = store.oldest(positions[index]);

@@ -159,11 +159,22 @@ impl Locks {
         }
     }
 
+    /// Ends the locks of a vbucket: it is active no more.
+    pub fn forget(&self, vb: VbId) {
+        if !self.is_empty() {
+            self.keep(|name, _| name.vb != vb);
+        }
+    }
+
     /// Lets go of locks whose time is up.
     fn sweep(&self, now_ns: u64) {
+        self.keep(|_, lock| now_ns < lock.end_ns);
+    }
+
+    fn keep(&self, wanted: impl Fn(&Name, &Lock) -> bool) {
         {
             let held = &mut *self.held.borrow_mut();
-            held.retain(|_, lock| now_ns < lock.end_ns);
+            held.retain(|name, lock| wanted(name, lock));
             self.bytes.set(held.keys().map(|name| OVERHEAD_BYTES + name.key.len()).sum());
             self.earliest_end_ns.set(held.values().map(|lock| lock.end_ns).min().unwrap_or(u64::MAX));
         }
@@ -197,6 +208,19 @@ mod tests {
         assert_eq!((locks.find(name(b"k"), 200), locks.len()), (None, 1));
         assert_eq!(locks.find(name(b"k"), 300), None);
         assert_eq!(everywhere.load(Ordering::Relaxed), 10);
+    }
+
+    #[test]
+    fn the_locks_of_a_vbucket_end_together_and_those_of_others_stay() {
+        let locks = Locks::default();
+        locks.forget(VbId(1));
+        for (vb, key) in [(1, b"a"), (1, b"b"), (2, b"a")] {
+            locks.add(LockName { vb: VbId(vb), key }, Cas(3), 0, 100).unwrap();
+        }
+        let bytes = locks.bytes();
+        locks.forget(VbId(1));
+        assert_eq!((locks.len(), locks.bytes(), locks.find(name(b"a"), 1)), (1, bytes / 3, None));
+        assert_eq!(locks.find(LockName { vb: VbId(2), key: b"a" }, 1), Some(Cas(3)));
     }
 
     #[test]

@@ -1,10 +1,12 @@
 //! Buckets: the named data sets of a node, and what a request may do to a document of one.
 //!
 //! Bottom up: [`expiry`] (when a document ends), [`settings`] (what a bucket's text says), [`tally`] (what is counted), [`set`] (which buckets
-//! there are), [`shared`] (what other cores may look at), [`locks`] (documents that are locked for a while), [`context`] (a bucket on a core),
+//! there are), [`states`] (what a vbucket is to clients), [`shared`] (what other cores may look at), [`locks`] (documents that are locked for a
+//! while), [`parked`] (requests that wait for a vbucket), [`context`] (a bucket on a core),
 //! [`document`] (one key's next version by memcached's rules), `pager` (expired documents that
 //! nobody asks for), `ephemeral` (purging and room in memory), [`engine`] (the
-//! shards of one core and their buckets), [`lifecycle`] (buckets come and go on all shards).
+//! shards of one core and their buckets), [`lifecycle`] (buckets come and go on all shards), [`vbuckets`] (vbuckets change their state, come and
+//! go).
 //!
 //! Invariants
 //! - Every rule about CAS, expiry, locks and counters is in [`document`]; the wire and its statuses are not.
@@ -14,9 +16,11 @@
 
 pub mod expiry;
 pub mod locks;
+pub mod parked;
 pub mod set;
 pub mod settings;
 pub mod shared;
+pub mod states;
 pub mod tally;
 
 pub mod context;
@@ -27,6 +31,7 @@ mod pager;
 pub mod engine;
 
 pub mod lifecycle;
+pub mod vbuckets;
 
 pub use context::{BucketContext, LocalBucket};
 pub use document::{Document, Failure};
@@ -35,4 +40,6 @@ pub use lifecycle::{BucketChange, ChangeError, Cores, Lifecycle, Step};
 pub use set::BucketSet;
 pub use settings::{BucketSettings, BucketType};
 pub use shared::SharedBuckets;
+pub use states::{Access, Verdict, verdict};
 pub use tally::Tally;
+pub use vbuckets::{Topology, VbucketChange, VbucketError};

@@ -5,6 +5,7 @@
 //!
 //! Invariants
 //! - A slice is at most 256 records and [`SLICE_NS`]; then other tasks of the core have their turn.
+//! - Only active vbuckets get tombstones from it; a copy gets them from the vbucket that it follows.
 //! - What cannot be dealt with now (no room, a read that fails) is found again by a later run.
 //!
 //! Cost: a run that finds nothing walks the tables in memory; of the disk it reads only runs in which an expiry has passed. A document that is
@@ -54,11 +55,13 @@ async fn run(context: Rc<BucketContext>, bucket: Weak<LocalBucket>) {
         } else {
             last_ns = now_ns;
             let Some(bucket) = bucket.upgrade() else { return };
-            let vbuckets: Vec<Rc<VbStore>> = bucket.vbuckets().cloned().collect();
+            let vbuckets: Vec<Rc<VbStore>> = bucket.vbuckets();
             drop(bucket);
             count(&context.pager_runs);
             for store in vbuckets {
-                if let Err(error) = page(&context, &store).await {
+                if context.states.is_active(store.id())
+                    && let Err(error) = page(&context, &store).await
+                {
                     tracing::error!(vb = store.id().0, %error, "expired documents cannot be looked for");
                 }
             }
@@ -77,7 +80,7 @@ async fn page(context: &Rc<BucketContext>, store: &Rc<VbStore>) -> Result<(), Re
     while let Some(keys) = scan.next().await? {
         let mut started_ns = env.clock.monotonic_ns();
         for key in keys {
-            if context.is_withdrawn() {
+            if context.is_withdrawn() || !context.states.is_active(store.id()) {
                 return Ok(());
             }
             if !expire(context, store, key).await {
@@ -103,6 +106,9 @@ async fn expire(context: &Rc<BucketContext>, store: &VbStore, key: Box<[u8]>) ->
     let (bucket, full_key) = (context.clone(), key.clone());
     let then = move |store: &VbStore, found: Result<Found, ReadError>| {
         let Ok(found) = found else { return false };
+        if !bucket.states.is_active(store.id()) {
+            return true;
+        }
         let document = Document { store, bucket: &bucket, key: &full_key, found: &found, now: bucket.now() };
         match document.expire() {
             Ok(true) => {

@@ -1,6 +1,6 @@
 //! The blocking client: what tools, benchmarks and the demo talk to a node with.
 //!
-//! Bottom up: [`error`], the receive buffer, [`connection`] (one thing at a time), [`operations`], [`buckets`], [`pipeline`] (many
+//! Bottom up: [`error`], the receive buffer, [`connection`] (one thing at a time), [`operations`], [`buckets`], [`vbuckets`], [`pipeline`] (many
 //! things at a time), [`records`] and [`scan`] (range scans), [`scan_queue`] (one
 //! after the other without a pause), [`mod@scan_all`] (all vbuckets over several connections), [`dcp`] (streams), [`source`] and
 //! [`mod@load`] (documents from files into a node).
@@ -23,6 +23,7 @@ pub mod buckets;
 pub mod operations;
 pub mod pipeline;
 mod trace;
+pub mod vbuckets;
 
 pub mod records;
 pub mod scan;

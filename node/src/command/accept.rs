@@ -22,6 +22,7 @@ use super::session::Session;
 use super::stat::StatJob;
 use super::{bucket, cluster, collections, connection, ioctl, param, sasl, seqnos, stat};
 use crate::auth::Role;
+use crate::bucket::Access;
 use crate::protocol::{CloseReason, CollectionId, Frame, Incoming, Opcode, Refusal, Status, admit};
 
 /// What becomes of a frame.
@@ -33,6 +34,8 @@ pub enum Next<'a> {
     Close(Closing),
     /// A data command: [`super::execute`] on the core that owns its vbucket.
     Vbucket(Request<'a>),
+    /// A vbucket is to be changed, by the core that owns it.
+    VbucketChange(Request<'a>),
     /// A range scan command, for the core that owns its vbucket.
     RangeScan(Request<'a>),
     /// A DCP command.
@@ -70,6 +73,8 @@ enum Home {
     Connection,
     /// On the core of its vbucket, if the user's role is at least this.
     Vbucket(Role),
+    /// There too, by an administrator: the vbucket itself changes.
+    VbucketChange,
     /// There too, by the range scans.
     RangeScan,
     /// On the connection's core, which asks that of the vbucket for a stream.
@@ -96,6 +101,7 @@ const fn home_of(opcode: Opcode) -> Home {
         Opcode::RANGE_SCAN_CREATE | Opcode::RANGE_SCAN_CONTINUE | Opcode::RANGE_SCAN_CANCEL => {
             Home::RangeScan
         }
+        Opcode::SET_VBUCKET | Opcode::DEL_VBUCKET => Home::VbucketChange,
         Opcode::DCP_OPEN
         | Opcode::DCP_CONTROL
         | Opcode::DCP_STREAM_REQ
@@ -137,8 +143,19 @@ pub fn must_run_alone(opcode: Opcode) -> bool {
         Home::RangeScan => opcode == Opcode::RANGE_SCAN_CREATE,
         // The answer to a stream request comes before the stream's messages, which no request waits for.
         Home::Dcp => matches!(opcode, Opcode::DCP_STREAM_REQ | Opcode::DCP_CLOSE_STREAM),
-        Home::Stat | Home::VbSeqnos | Home::SetParam | Home::Bucket => true,
+        Home::VbucketChange | Home::Stat | Home::VbSeqnos | Home::SetParam | Home::Bucket => true,
         Home::Connection | Home::Ioctl | Home::Nowhere => false,
+    }
+}
+
+/// What a request with `opcode` wants of its vbucket, if the state of that decides whether it is admitted.
+#[must_use]
+#[inline]
+pub fn access_of(opcode: Opcode) -> Option<Access> {
+    match Operation::of(opcode) {
+        Some(operation) => Some(operation.access()),
+        None if home_of(opcode) == Home::RangeScan => Some(Access::RangeScan),
+        None => None,
     }
 }
 
@@ -177,6 +194,7 @@ impl Session {
                 Err(responder.fail(&self.shared.env, Status::EINVAL, out))
             }
             Home::Vbucket(role) => self.check_document(&request, &responder, role, out),
+            Home::VbucketChange => self.check_document(&request, &responder, Role::Admin, out),
             Home::RangeScan => self.check_document(&request, &responder, Role::ReadOnly, out),
             Home::Dcp => self.check_dcp(&request, &responder, out),
             Home::Connection
@@ -189,6 +207,7 @@ impl Session {
         };
         let handled = match (allowed, home) {
             (Ok(()), Home::Vbucket(_)) => return Next::Vbucket(request),
+            (Ok(()), Home::VbucketChange) => return Next::VbucketChange(request),
             (Ok(()), Home::RangeScan) => return Next::RangeScan(request),
             (Ok(()), Home::Dcp) => return Next::Dcp(request),
             (Err(outcome), _) => outcome,
@@ -287,6 +306,12 @@ impl Session {
             return Err(cluster::not_my_vbucket(self, responder, out));
         }
         Ok(())
+    }
+
+    /// Refuses a request whose vbucket is not here, or is not what the request needs, with the cluster map.
+    pub fn not_my_vbucket(&mut self, request: &Request<'_>, out: &mut Vec<u8>) {
+        let responder = Responder::new(&request.frame, self.features, request.received_ns);
+        let _ = cluster::not_my_vbucket(self, &responder, out);
     }
 
     /// Executes a command of the connection itself.

@@ -5,7 +5,7 @@
 //! the key, else when the disk has answered. Statistics are gathered from every core ([`stat`]).
 //!
 //! Bottom up: [`catalog`] (what all cores know of the node), [`request`], [`respond`], [`session`], the families
-//! `connection`, `sasl`, `cluster`, `collections`, `data`, `seqnos`, [`stat`], `bucket`, `param`, `ioctl`, and `accept` above them.
+//! `connection`, `sasl`, `cluster`, `collections`, `data`, `seqnos`, [`stat`], `bucket`, `vbucket`, `param`, `ioctl`, and `accept` above them.
 //!
 //! Invariants
 //! - A frame is appended to the output whole or not at all.
@@ -30,6 +30,7 @@ mod param;
 mod sasl;
 mod seqnos;
 pub mod stat;
+mod vbucket;
 
 #[cfg(test)]
 mod expired;
@@ -37,8 +38,10 @@ mod expired;
 mod rig;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod vbucket_tests;
 
-pub use accept::{Closing, Next, must_run_alone};
+pub use accept::{Closing, Next, access_of, must_run_alone};
 pub use bucket::BucketJob;
 pub use catalog::{Catalog, CatalogBucket, CatalogOptions};
 pub(crate) use collections::unknown as unknown_collection;
@@ -50,3 +53,4 @@ pub use respond::Responder;
 pub use seqnos::{VbSeqnos, VbSeqnosJob, vb_seqnos};
 pub use session::{ConnectionId, Session, SessionView};
 pub use stat::{StatJob, StatPart, StatQuery, StatSource};
+pub use vbucket::VbucketJob;

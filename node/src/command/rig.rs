@@ -19,8 +19,8 @@ use ringbase_storage::vbstore::VbStore;
 
 use super::session::Shared;
 use super::{
-    Catalog, CatalogOptions, ConnectionId, Next, Outcome, Reply, Session, StatSource, execute, stat,
-    vb_seqnos,
+    Catalog, CatalogOptions, ConnectionId, Next, Outcome, Reply, Responder, Session, StatSource, VbucketJob,
+    execute, stat, vb_seqnos,
 };
 use crate::auth::{Role, User, Users};
 use crate::bucket::{
@@ -258,7 +258,7 @@ impl Rig {
     /// A vbucket of a bucket.
     pub(super) fn store(&self, bucket: &str, vb: VbId) -> Rc<VbStore> {
         let buckets = self.engine.buckets();
-        buckets.iter().find(|local| local.name == bucket).unwrap().vbucket(vb).unwrap().clone()
+        buckets.iter().find(|local| local.name == bucket).unwrap().vbucket(vb).unwrap()
     }
 
     /// Deletes all documents of a bucket.
@@ -333,12 +333,24 @@ impl Rig {
                 let mut defer = || Box::new(SlotReply { slots: slots.clone(), index }) as Box<dyn Reply>;
                 outcome = execute(&self.engine, &self.session.view(), &request, &mut out, &mut defer);
             }
+            Next::VbucketChange(request) => {
+                let view = self.session.view();
+                let responder = Responder::of_view(&request.frame, &view, received_ns);
+                match VbucketJob::decode(&view, &request) {
+                    Ok(VbucketJob { at, change }) => {
+                        let changed = self.engine.change_vbucket(at, change, &|_| {});
+                        let result = self.sim.block_on(changed);
+                        outcome = VbucketJob::answer(&responder, &self.sim.env(), &result, &mut out);
+                    }
+                    Err(refusal) => responder.refuse(&self.sim.env(), refusal, &mut out),
+                }
+            }
             Next::RangeScan(_) => panic!("no range scans here"),
             Next::Dcp(_) => panic!("no streams here"),
             Next::Bucket(_) => panic!("no change of buckets here"),
             Next::TraceDump(_) => panic!("no trace here"),
             Next::VbSeqnos(job) => {
-                job.answer(&self.sim.env(), [vb_seqnos(&self.engine, job.bucket)], &mut out);
+                job.answer(&self.sim.env(), [vb_seqnos(&self.engine, job.bucket, &job.asked)], &mut out);
             }
             Next::SetParam(change) => change.responder.success(&self.sim.env()).encode(&mut out),
             Next::Stat(job) => {

@@ -1,7 +1,6 @@
 //! GET_ALL_VB_SEQNOS: how far every vbucket of a bucket is, asked on one core, known on all.
 //!
-//! Every vbucket of this node is active, and every document is in the default collection: the answer is the same with and without
-//! Collections.
+//! Every document is in the default collection: the answer is the same with and without Collections.
 //!
 //! Invariants
 //! - Vbuckets ascend, each is named once.
@@ -19,7 +18,6 @@ use super::request::Request;
 use super::respond::Responder;
 use super::session::Session;
 use crate::bucket::Engine;
-use crate::protocol::dcp::signal::VbucketState;
 use crate::protocol::dcp::vb_seqnos::{VbSeqnosRequest, encode_vb_seqno};
 use crate::protocol::{CollectionId, Feature, Status};
 
@@ -31,6 +29,8 @@ pub type VbSeqnos = Option<Vec<(VbId, Seqno)>>;
 pub struct VbSeqnosJob {
     /// The bucket that is asked about.
     pub bucket: BucketId,
+    /// What is asked.
+    pub asked: VbSeqnosRequest,
     responder: Responder,
 }
 
@@ -50,11 +50,13 @@ impl VbSeqnosJob {
     }
 }
 
-/// What the shards of a core say.
+/// What the shards of a core say of the vbuckets whose state is asked for.
 #[must_use]
-pub fn vb_seqnos(engine: &Engine, bucket: BucketId) -> VbSeqnos {
+pub fn vb_seqnos(engine: &Engine, bucket: BucketId, asked: &VbSeqnosRequest) -> VbSeqnos {
     let bucket = engine.bucket(bucket)?;
-    Some(bucket.vbuckets().map(|store| (store.id(), store.high_seqno())).collect())
+    let is_wanted = |vb| bucket.state(vb).is_some_and(|state| asked.wants(state));
+    let stores = bucket.vbuckets().into_iter().filter(|store| is_wanted(store.id()));
+    Some(stores.map(|store| (store.id(), store.high_seqno())).collect())
 }
 
 /// Parses a request; what needs no vbucket is answered here.
@@ -80,9 +82,5 @@ pub(super) fn begin(
     if session.is_emptying() {
         return Err(responder.fail(env, Status::ETMPFAIL, out));
     }
-    if !asked.wants(VbucketState::Active) {
-        responder.success(env).encode(out);
-        return Err(Outcome::Done);
-    }
-    Ok(VbSeqnosJob { bucket, responder: *responder })
+    Ok(VbSeqnosJob { bucket, asked, responder: *responder })
 }

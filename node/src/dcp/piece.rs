@@ -12,8 +12,9 @@ use ringbase_storage::types::{BucketId, FailoverEntry, Seqno, VbId};
 use super::rollback::Claim;
 use super::settings::MarkerForm;
 use super::time::ClosedTime;
+use crate::bucket::Access;
 use crate::protocol::Refusal;
-use crate::protocol::dcp::{DocumentForm, Envelope, FilterSelection, StreamRequest};
+use crate::protocol::dcp::{DocumentForm, Envelope, FilterSelection, StreamFlags, StreamRequest};
 use crate::range_scan::{ConnectionId, ScanBuffer};
 
 /// Names a stream for the life of the node.
@@ -54,6 +55,21 @@ impl StreamSpec {
     #[must_use]
     pub fn claim(&self) -> Claim {
         Claim::of(&self.request, self.purge_seqno, None)
+    }
+
+    /// What it wants of its vbucket, as long as it lasts.
+    #[must_use]
+    pub fn access(&self) -> Access {
+        access_of(&self.request)
+    }
+}
+
+/// What a stream wants of its vbucket.
+#[must_use]
+pub fn access_of(request: &StreamRequest) -> Access {
+    match request.flags.contains(StreamFlags::ACTIVE_VB_ONLY) {
+        true => Access::ActiveStream,
+        false => Access::Stream,
     }
 }
 

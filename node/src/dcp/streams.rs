@@ -30,9 +30,11 @@ use super::request::{Reach, at_latest, bound, check};
 use super::rollback::{Decision, History, decide};
 use super::stream::{Stream, run};
 use super::turns::{Turn, Turns};
+use crate::bucket::{Verdict, verdict};
 use crate::protocol::dcp::StreamEndStatus;
+use crate::protocol::dcp::signal::VbucketState;
 use crate::protocol::{Refusal, Status};
-use crate::range_scan::{BufferPool, ConnectionId};
+use crate::range_scan::{BufferPool, ConnectionId, VbAddress};
 
 /// Pieces of a connection on one core that are filled or under way, at most.
 pub const PIECES_MAX: usize = 32;
@@ -172,6 +174,16 @@ impl Streams {
     /// The node stops.
     pub fn close_all(&self) {
         self.take(|_| true).iter().for_each(|stream| stream.kill());
+    }
+
+    /// A vbucket has another state, or is gone: the streams of it end that the state does not admit.
+    pub fn vbucket_changed(&self, at: VbAddress, state: Option<VbucketState>) {
+        let is_refused = |stream: &Stream| verdict(state, stream.spec.access()) == Verdict::Refused;
+        let of_vbucket =
+            |stream: &Stream| stream.bucket() == at.bucket && stream.spec.envelope.vbucket == at.vb;
+        for stream in self.take(|stream| of_vbucket(stream) && is_refused(stream)) {
+            stream.end(StreamEndStatus::StateChanged);
+        }
     }
 
     /// A bucket goes: its streams end.

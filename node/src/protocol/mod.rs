@@ -42,6 +42,7 @@ pub mod stat;
 pub mod validate;
 
 pub mod dcp;
+pub mod vbucket;
 
 pub use datatype::Datatype;
 pub use error_context::{ErrorContext, Refusal};

@@ -23,11 +23,14 @@ use ringbase_storage::sync::Event;
 
 use super::message::{Message, ProducerName, Token};
 use super::{CoreService, Session, Waiting};
+use crate::bucket::Verdict;
 use crate::command::{self, Request, Responder, SessionView, unknown_collection};
 use crate::core::{CoreId, host};
 use crate::dcp::flow_control::Acked;
 use crate::dcp::noop::NoopAction;
-use crate::dcp::piece::{Content, PieceSink, SentPiece, StreamAnswer, StreamNumber, StreamPiece, StreamSpec};
+use crate::dcp::piece::{
+    Content, PieceSink, SentPiece, StreamAnswer, StreamNumber, StreamPiece, StreamSpec, access_of,
+};
 use crate::dcp::producer::{Producer, StreamKey};
 use crate::dcp::request::check;
 use crate::net::{CloseCause, ConnId, Connection, Pushed, Ticket};
@@ -147,6 +150,7 @@ impl PieceSink for RemoteSink {
 }
 
 const NOT_OPEN: Refusal = Refusal::einval("The connection is no DCP connection");
+const NOT_MY_VBUCKET: Refusal = Refusal::new(Status::NOT_MY_VBUCKET, "");
 const NO_CONSUMER: Refusal =
     Refusal::new(Status::NOT_SUPPORTED, "This node produces; it consumes from nobody");
 
@@ -170,6 +174,10 @@ impl CoreService {
             (_, None) => Err(NOT_OPEN),
             (Opcode::DCP_STREAM_REQ, Some(dcp)) => match self.prepare_stream(dcp, &view, request) {
                 Ok(spec) => return self.ask_for_stream(dcp, spec, responder, ticket),
+                Err(Refusal { status: Status::NOT_MY_VBUCKET, .. }) => {
+                    ticket.reply(|out| command.not_my_vbucket(request, out));
+                    return self.answered(opcode, request.received_ns);
+                }
                 Err(refusal) => Err(refusal),
             },
             (Opcode::DCP_BUFFER_ACKNOWLEDGEMENT, Some(dcp)) => {
@@ -308,6 +316,9 @@ impl CoreService {
         let (frame, producer) = (&request.frame, dcp.producer.borrow());
         let (settings, features) = (producer.settings(), view.features);
         let asked = StreamRequest::decode(frame.extras)?;
+        if self.verdict(view, request, access_of(&asked)) != Verdict::Admitted {
+            return Err(NOT_MY_VBUCKET);
+        }
         if asked.flags.contains(StreamFlags::TAKE_OVER) {
             return Err(Refusal::new(Status::NOT_SUPPORTED, "Takeover is not supported"));
         }
@@ -376,10 +387,14 @@ impl CoreService {
     }
 
     fn open_stream(&self, spec: StreamSpec, sink: Rc<dyn PieceSink>) -> StreamAnswer {
-        match self.engine.vbucket(spec.bucket, spec.envelope.vbucket) {
-            Some(store) => self.streams.open(&store, spec, sink),
-            // A bucket that was there a moment ago is being deleted or emptied: the next try tells.
-            None => StreamAnswer::Refused(Refusal::new(Status::ETMPFAIL, "")),
+        // A bucket that was there a moment ago is being deleted or emptied: the next try tells.
+        let Some(bucket) = self.engine.bucket(spec.bucket) else {
+            return StreamAnswer::Refused(Refusal::new(Status::ETMPFAIL, ""));
+        };
+        let verdict = bucket.context.states.verdict(spec.envelope.vbucket, spec.access());
+        match bucket.vbucket(spec.envelope.vbucket) {
+            Some(store) if verdict == Verdict::Admitted => self.streams.open(&store, spec, sink),
+            _ => StreamAnswer::Refused(NOT_MY_VBUCKET),
         }
     }
 

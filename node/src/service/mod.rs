@@ -25,6 +25,7 @@ mod scans;
 mod seqnos;
 mod stats;
 mod trace;
+mod vbuckets;
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
@@ -339,6 +340,8 @@ impl net::Service for CoreService {
             Opcode::RANGE_SCAN_CONTINUE
             | Opcode::CREATE_BUCKET
             | Opcode::DELETE_BUCKET
+            | Opcode::SET_VBUCKET
+            | Opcode::DEL_VBUCKET
             | Opcode::SET_PARAM => Order::Alone,
             opcode if must_run_alone(opcode) => Order::After,
             _ => Order::Free,
@@ -362,7 +365,11 @@ impl net::Service for CoreService {
         let (mut next, mut has_answered) = (Next::Done, false);
         ticket.write(|out| {
             next = command.accept(*frame, received_ns, out);
+            if let Next::Vbucket(request) | Next::RangeScan(request) = &next {
+                has_answered = self.is_refused(&mut command, request, out);
+            }
             if let Next::Vbucket(request) = &next
+                && !has_answered
                 && self.may_look(session, request)
             {
                 has_answered = look(&self.engine, &command.view(), request, out);
@@ -374,7 +381,7 @@ impl net::Service for CoreService {
                 ticket.silent();
                 self.answered(frame.opcode(), received_ns);
             }
-            Next::Vbucket(_) if has_answered => {
+            Next::Vbucket(_) | Next::RangeScan(_) if has_answered => {
                 ticket.silent();
                 self.answered(frame.opcode(), received_ns);
             }
@@ -394,6 +401,7 @@ impl net::Service for CoreService {
                     self.execute_there(host, view, &request, waiting);
                 }
             }
+            Next::VbucketChange(request) => self.vbucket_change(command.view(), &request, ticket),
             Next::RangeScan(request) => {
                 session.everywhere.set(true);
                 self.range_scan(command.view(), &request, ticket);

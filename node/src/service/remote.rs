@@ -69,8 +69,8 @@ impl CoreService {
                 self.send(from, Message::StatPart { token, part });
             }
             Message::StatPart { token, part } => self.gathered::<StatJob>(token, part),
-            Message::Seqnos { token, bucket } => {
-                let part = vb_seqnos(&self.engine, bucket);
+            Message::Seqnos { token, bucket, asked } => {
+                let part = vb_seqnos(&self.engine, bucket, &asked);
                 self.send(from, Message::SeqnosTold { token, part });
             }
             Message::SeqnosTold { token, part } => self.gathered::<VbSeqnosJob>(token, part),
@@ -99,6 +99,9 @@ impl CoreService {
             Opcode::RANGE_SCAN_CREATE | Opcode::RANGE_SCAN_CONTINUE | Opcode::RANGE_SCAN_CANCEL
         ) {
             return self.range_scan_for(to, token, view, &request);
+        }
+        if matches!(request.opcode(), Opcode::SET_VBUCKET | Opcode::DEL_VBUCKET) {
+            return self.vbucket_change_for(to, token, view, &request);
         }
         let mut out = Vec::new();
         let mut defer =

@@ -34,7 +34,8 @@ impl Shard {
         BucketId(self.core.manifest.state().bucket_max.0 + 1)
     }
 
-    /// Creates a bucket with the vbuckets of this shard, all active, each with a fresh branch; durable when it returns.
+    /// Creates a bucket with the vbuckets of this shard, each with a fresh branch; durable when it returns. They are active, or what they are in a
+    /// bucket of the same name and uuid whose place it is to take.
     ///
     /// # Errors
     /// The manifest's; the shard has failed then.
@@ -47,7 +48,7 @@ impl Shard {
     /// # Errors
     /// The manifest's; the shard has failed then.
     pub async fn create_bucket_in(&self, bucket: BucketDesc, home: Home) -> Result<(), ManifestError> {
-        let states = self.core.new_vbuckets(bucket.id);
+        let states = self.core.new_vbuckets(bucket.id, self.core.other_of(&bucket));
         self.core.change_manifest(creation(bucket, home, &states)).await?;
         self.core.add_vbuckets(home, &states);
         Ok(())
@@ -58,7 +59,7 @@ impl Shard {
     pub fn open_memory_bucket(&self, bucket: BucketId) {
         let is_open = self.core.vbuckets.borrow().keys().any(|(of, _)| *of == bucket);
         if !is_open {
-            self.core.add_vbuckets(Home::Memory, &self.core.new_vbuckets(bucket));
+            self.core.add_vbuckets(Home::Memory, &self.core.new_vbuckets(bucket, None));
         }
     }
 
@@ -133,17 +134,47 @@ impl Shard {
 fn creation(bucket: BucketDesc, home: Home, states: &[VbState]) -> Vec<Record> {
     let mut records = vec![Record::Bucket(bucket)];
     if home == Home::Disk {
-        records.extend(states.iter().cloned().map(|state| Record::Vbucket(Box::new(state))));
+        for state in states {
+            records.push(Record::Vbucket(Box::new(state.clone())));
+            if !state.topology.is_empty() {
+                records.push(state.role());
+            }
+        }
     }
     records
 }
 
 impl ShardCore {
-    /// Empty vbuckets for a new bucket.
-    fn new_vbuckets(&self, bucket: BucketId) -> Vec<VbState> {
+    /// The vbuckets of every bucket that are in this shard.
+    pub(super) fn vbucket_ids(&self) -> impl Iterator<Item = VbId> + use<> {
         let geometry = self.geometry;
-        let ours = (0..geometry.vbucket_count).filter(|vb| vb % geometry.shard_count == geometry.shard.0);
-        ours.map(|vb| self.new_vbucket(bucket, VbId(vb))).collect()
+        let ours = move |vb: &u16| vb % geometry.shard_count == geometry.shard.0;
+        (0..geometry.vbucket_count).filter(ours).map(VbId)
+    }
+
+    /// A bucket with the name and uuid of `bucket` and another number: one of them is to take the place of the other.
+    pub(super) fn other_of(&self, bucket: &BucketDesc) -> Option<BucketId> {
+        let state = self.manifest.state();
+        let is_other = |other: &&BucketDesc| {
+            other.id != bucket.id && other.uuid == bucket.uuid && other.name == bucket.name
+        };
+        state.buckets.values().find(is_other).map(|other| other.id)
+    }
+
+    /// Empty vbuckets for a new bucket, as those of the one whose place it takes.
+    fn new_vbuckets(&self, bucket: BucketId, old: Option<BucketId>) -> Vec<VbState> {
+        let Some(old) = old else {
+            return self.vbucket_ids().map(|vb| self.new_vbucket(bucket, vb)).collect();
+        };
+        let vbuckets = self.vbuckets.borrow();
+        let roles = self.vbucket_ids().filter_map(|vb| Some((vb, vbuckets.get(&(old, vb))?.role())));
+        roles
+            .map(|(vb, role)| VbState {
+                state: role.state,
+                topology: role.topology,
+                ..self.new_vbucket(bucket, vb)
+            })
+            .collect()
     }
 
     /// An empty vbucket, active, with a fresh branch.
@@ -190,7 +221,8 @@ impl ShardCore {
                 }
             }
         }
-        let states = successor.as_ref().map(|(new, _)| self.new_vbuckets(new.id)).unwrap_or_default();
+        let states =
+            successor.as_ref().map(|(new, _)| self.new_vbuckets(new.id, Some(bucket))).unwrap_or_default();
         let home = successor.as_ref().map_or(Home::Disk, |(_, home)| *home);
         let tail = self.tail_without(|(of, _)| of == bucket);
         let mut records = vec![Record::BucketGone { bucket }];

@@ -30,14 +30,6 @@ pub struct VbRole {
 }
 
 impl Shard {
-    /// What a vbucket is to its clients; `None` if the manifest does not know it, as one that lives in memory only.
-    #[must_use]
-    pub fn vbucket_role(&self, bucket: BucketId, vb: VbId) -> Option<VbRole> {
-        let state = self.core.manifest.state();
-        let described = state.vbuckets.get(&(bucket, vb))?;
-        Some(VbRole { state: described.state, topology: described.topology.clone() })
-    }
-
     /// Makes `role` that of a vbucket; with a new branch from its high seqno on if `branches`. Durable when it returns, then the vbucket has the
     /// branch. The caller sees to it that nothing is written meanwhile to one that branches.
     ///
@@ -54,11 +46,12 @@ impl Shard {
             self.core.add_branch(&mut log, store.high_seqno());
         }
         if !store.is_ephemeral() {
-            let VbRole { state, topology } = role;
+            let VbRole { state, topology } = role.clone();
             let (bucket, vb, log) = (store.bucket(), store.id(), log.clone());
             self.core.change_manifest(vec![Record::Role { bucket, vb, state, topology, log }]).await?;
         }
         store.set_failover_log(log);
+        store.set_role(role);
         Ok(())
     }
 
@@ -81,6 +74,34 @@ impl Shard {
         }
         self.core.add_vbuckets(home, std::slice::from_ref(&described));
         Ok(self.vbucket(bucket, vb).expect("it was made just now"))
+    }
+
+    /// Makes the vbuckets of the bucket that is to take the place of `bucket` what those of `bucket` are now: they may have changed since it was
+    /// made. Nobody uses it yet.
+    ///
+    /// # Errors
+    /// The manifest's; the shard has failed then.
+    pub async fn pass_roles_on(&self, bucket: BucketId) -> Result<(), ManifestError> {
+        let described = self.core.manifest.state().buckets.get(&bucket).cloned();
+        let Some(next) = described.and_then(|described| self.core.other_of(&described)) else {
+            return Ok(());
+        };
+        for vb in self.core.vbucket_ids() {
+            match (self.vbucket(bucket, vb), self.vbucket(next, vb)) {
+                (Some(old), Some(new)) if old.role() != new.role() => {
+                    self.set_vbucket_role(&new, old.role(), false).await?;
+                }
+                (Some(old), None) => {
+                    let home = if old.is_ephemeral() { Home::Memory } else { Home::Disk };
+                    self.create_vbucket(next, vb, home, old.role()).await?;
+                }
+                (None, Some(_)) => {
+                    self.delete_vbucket(next, vb).await?;
+                }
+                (Some(_) | None, _) => {}
+            }
+        }
+        Ok(())
     }
 
     /// Deletes a vbucket: its memory and, when the last view has ended, its blocks. Durable when it returns; false if it was not there. Writes that

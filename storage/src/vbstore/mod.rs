@@ -10,7 +10,7 @@
 //! - At most [`RUNS_MAX`] runs, [`RUNS_UNMERGED_MAX`] while one cannot be read. At most [`FROZEN_MAX`] frozen memtables, beyond that opening a view waits for a flush.
 //! - What a live view sees stays: frozen memtables until they are flushed, then what they became; runs and segments it holds.
 //!
-//! Does not know: the vbucket's role, clients, expiry's rules, DCP.
+//! Does not know: what the vbucket's role means, clients, expiry's rules, DCP.
 
 mod end;
 mod ephemeral;
@@ -42,7 +42,7 @@ use crate::item::Item;
 use crate::memtable::Memtable;
 use crate::reader::ReadError;
 use crate::run::{Run, filter_hash};
-use crate::shard::{BucketMemory, ShardCore};
+use crate::shard::{BucketMemory, ShardCore, VbRole};
 use crate::sync::Event;
 use crate::types::{BucketId, Cas, FailoverEntry, Seqno, VbId, VbUuid};
 use crate::versions::Versions;
@@ -152,6 +152,7 @@ pub struct VbStore {
     state: RefCell<State>,
     memory: Rc<BucketMemory>,
     ended: Cell<bool>,
+    role: RefCell<VbRole>,
     persisted: Cell<Seqno>,
     persisted_event: Event,
     written_event: Event,
@@ -201,6 +202,7 @@ impl VbStore {
             is_ephemeral,
             memory: core.memory_of(described.bucket),
             ended: Cell::new(false),
+            role: RefCell::new(VbRole { state: described.state, topology: described.topology.clone() }),
             core,
             state: RefCell::new(state),
             persisted: Cell::new(counts.flushed_seqno),
@@ -234,6 +236,16 @@ impl VbStore {
     #[must_use]
     pub fn failover_log(&self) -> Vec<FailoverEntry> {
         self.state.borrow().failover_log.clone()
+    }
+
+    /// What it is to its clients.
+    #[must_use]
+    pub fn role(&self) -> VbRole {
+        self.role.borrow().clone()
+    }
+
+    pub(crate) fn set_role(&self, role: VbRole) {
+        *self.role.borrow_mut() = role;
     }
 
     pub(crate) fn set_failover_log(&self, log: Vec<FailoverEntry>) {

@@ -5,6 +5,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use ringbase_storage::env::sim::SimExecutor;
+use ringbase_storage::format::manifest_record::BucketDesc;
 use ringbase_storage::inspect::{InspectOptions, inspect_shard};
 use ringbase_storage::io::sim::SimDisk;
 use ringbase_storage::mutant::{Mutant, turn_on};
@@ -15,6 +16,11 @@ use ringbase_storage::vbstore::{Found, NewVersion, VbStore, WriteError};
 use crate::world::{BUCKET, VBUCKETS, new_world, open_shard, scan_documents};
 
 const VB: VbId = VbId(2);
+
+/// The role of a vbucket, if it is there.
+fn role_of(shard: &Shard, vb: VbId) -> Option<VbRole> {
+    shard.vbucket(BUCKET, vb).map(|store| store.role())
+}
 
 fn role(state: u8, topology: &str) -> VbRole {
     VbRole { state, topology: topology.to_owned() }
@@ -69,7 +75,7 @@ fn new_vbuckets_are_active_and_a_role_survives_a_crash_with_the_branch_that_came
     let (sim, disk, shard, _) = new_world(21);
     let branches = sim.block_on(async {
         for vb in 0..VBUCKETS {
-            assert_eq!(shard.vbucket_role(BUCKET, VbId(vb)), Some(role(1, "")));
+            assert_eq!(role_of(&shard, VbId(vb)), Some(role(1, "")));
         }
         let store = shard.vbucket(BUCKET, VB).unwrap();
         fill(&store, b"x").await;
@@ -83,7 +89,7 @@ fn new_vbuckets_are_active_and_a_role_survives_a_crash_with_the_branch_that_came
         log
     });
     let (sim, shard) = restart(sim, &disk, shard, 21).unwrap();
-    assert_eq!(shard.vbucket_role(BUCKET, VB), Some(role(1, "[[\"here\",null]]")));
+    assert_eq!(role_of(&shard, VB), Some(role(1, "[[\"here\",null]]")));
     let store = shard.vbucket(BUCKET, VB).unwrap();
     assert_eq!(store.failover_log()[1..], branches[..], "the crash made one more");
     // A checkpoint writes all of it anew.
@@ -94,8 +100,8 @@ fn new_vbuckets_are_active_and_a_role_survives_a_crash_with_the_branch_that_came
         }
     });
     let (_sim, shard) = restart(sim, &disk, shard, 22).unwrap();
-    assert_eq!(shard.vbucket_role(BUCKET, VB), Some(role(3, "kept")));
-    assert_eq!(shard.vbucket_role(BUCKET, VbId(1)), Some(role(1, "")));
+    assert_eq!(role_of(&shard, VB), Some(role(3, "kept")));
+    assert_eq!(role_of(&shard, VbId(1)), Some(role(1, "")));
     shard.detach();
 }
 
@@ -138,9 +144,9 @@ fn delete_gives_everything_back(seed: u64) -> bool {
         // An old version that a reader in seqno order still needs.
         let reading = store.open_seqnos(Seqno(1));
         fill(&store, &[8; 900]).await;
-        assert_eq!(shard.delete_vbucket(BUCKET, VB).await.unwrap(), true);
-        assert_eq!(shard.delete_vbucket(BUCKET, VB).await.unwrap(), false, "it is gone");
-        assert!(shard.vbucket(BUCKET, VB).is_none() && shard.vbucket_role(BUCKET, VB).is_none());
+        assert!(shard.delete_vbucket(BUCKET, VB).await.unwrap());
+        assert!(!shard.delete_vbucket(BUCKET, VB).await.unwrap(), "it is gone");
+        assert!(shard.vbucket(BUCKET, VB).is_none() && role_of(&shard, VB).is_none());
         drop(reading);
         assert_eq!(shard.bucket_memory(BUCKET), before.1);
         let after = shard.stats();
@@ -201,7 +207,7 @@ fn reopen_after_coming_again(seed: u64, with_successor: bool) -> Result<(), Stri
         assert_eq!((new.high_seqno(), new.items()), (Seqno(10), 10));
         assert!(holds(&new, b"new").await);
         assert_eq!(new.failover_log()[1].uuid, uuid);
-        assert_eq!(shard.vbucket_role(BUCKET, VB), Some(role(2, "t")));
+        assert_eq!(role_of(&shard, VB), Some(role(2, "t")));
         // Flushes move the tail past all of it.
         shard.flush().await.unwrap();
         fill(&new, b"newer").await;
@@ -274,7 +280,7 @@ fn crash_within(change: Change, steps: u64, seed: u64) -> (bool, bool) {
     });
     sim.run_steps(steps);
     let (sim, shard) = restart(sim, &disk, shard, seed * 1000 + steps).expect("recovery after a crash");
-    let found = shard.vbucket_role(BUCKET, VB);
+    let found = role_of(&shard, VB);
     let store = shard.vbucket(BUCKET, VB);
     assert_eq!(found.is_some(), store.is_some());
     let is_old = |store: &VbStore| store.failover_log().iter().any(|branch| branch.uuid == uuid);
@@ -282,7 +288,7 @@ fn crash_within(change: Change, steps: u64, seed: u64) -> (bool, bool) {
         for vb in (0..VBUCKETS).filter(|vb| *vb != VB.0) {
             let other = shard.vbucket(BUCKET, VbId(vb)).unwrap();
             assert!(holds(&other, b"one").await, "{change:?} seed {seed}: the others are untouched");
-            assert_eq!(shard.vbucket_role(BUCKET, VbId(vb)), Some(role(1, "")));
+            assert_eq!(role_of(&shard, VbId(vb)), Some(role(1, "")));
         }
         match (change, found, store) {
             (Change::Role, Some(found), Some(store)) => {
@@ -342,18 +348,47 @@ fn a_crash_within_a_change_leaves_a_vbucket_as_it_was_or_as_it_is_to_be() {
     }
 }
 
+/// A bucket that is emptied keeps what its vbuckets are, also what changed after its successor was made; its neighbours are not asked.
+#[test]
+fn the_bucket_that_takes_the_place_of_another_has_vbuckets_in_the_same_roles() {
+    for home in [Home::Disk, Home::Memory] {
+        let (sim, _, shard, _) = new_world(23);
+        let described =
+            |id: u32| BucketDesc { id: BucketId(id), uuid: 5, name: "emptied".into(), config: String::new() };
+        let roles = |id: u32| -> Vec<Option<VbRole>> {
+            let store = |vb| shard.vbucket(BucketId(id), VbId(vb));
+            (0..VBUCKETS).map(|vb| store(vb).map(|store| store.role())).collect()
+        };
+        sim.block_on(async {
+            shard.create_bucket_in(described(2), home).await.unwrap();
+            let store = |id, vb| shard.vbucket(BucketId(id), VbId(vb)).unwrap();
+            shard.set_vbucket_role(&store(2, 0), role(4, ""), false).await.unwrap();
+            shard.set_vbucket_role(&store(2, 1), role(1, "t"), false).await.unwrap();
+            shard.delete_vbucket(BucketId(2), VbId(2)).await.unwrap();
+            shard.create_bucket_in(described(3), home).await.unwrap();
+            assert_eq!(roles(3), [Some(role(4, "")), Some(role(1, "t")), None, Some(role(1, ""))]);
+            // What changes until requests are taken no more is passed on.
+            shard.set_vbucket_role(&store(2, 0), role(1, ""), true).await.unwrap();
+            shard.create_vbucket(BucketId(2), VbId(2), home, role(2, "")).await.unwrap();
+            shard.delete_vbucket(BucketId(2), VbId(3)).await.unwrap();
+            shard.pass_roles_on(BucketId(2)).await.unwrap();
+            assert_eq!(roles(3), roles(2));
+            shard.delete_bucket(BucketId(2)).await.unwrap();
+            shard.replace_bucket(BucketId(3), described(4), home).await.unwrap();
+            assert_eq!(roles(4), [Some(role(1, "")), Some(role(1, "t")), Some(role(2, "")), None]);
+            assert_eq!(roles(BUCKET.0), vec![Some(role(1, "")); 4]);
+        });
+        shard.detach();
+    }
+}
+
 /// One that lives in memory only goes and comes without the manifest.
 #[test]
 fn a_vbucket_in_memory_goes_with_all_that_it_took_and_comes_again_empty() {
     let (sim, _, shard, _) = new_world(9);
     let memory = BucketId(2);
     sim.block_on(async {
-        let described = ringbase_storage::format::manifest_record::BucketDesc {
-            id: memory,
-            uuid: 2,
-            name: "memory".into(),
-            config: String::new(),
-        };
+        let described = BucketDesc { id: memory, uuid: 2, name: "memory".into(), config: String::new() };
         shard.create_bucket_in(described, Home::Memory).await.unwrap();
         let before = (shard.bucket_memory(memory), shard.stats().manifest_changes);
         let store = shard.vbucket(memory, VB).unwrap();
@@ -361,7 +396,6 @@ fn a_vbucket_in_memory_goes_with_all_that_it_took_and_comes_again_empty() {
         // Both orders keep something of what is overwritten.
         let (view, reading) = (store.open_view().await.unwrap(), store.open_seqnos(Seqno(1)));
         fill(&store, &[2; 300]).await;
-        assert_eq!(shard.vbucket_role(memory, VB), None);
         shard.set_vbucket_role(&store, role(1, ""), true).await.unwrap();
         assert_eq!(store.failover_log().len(), 2);
         assert!(shard.delete_vbucket(memory, VB).await.unwrap());

@@ -77,7 +77,11 @@ impl Answer {
         let meta = &self.item.meta();
         let response = responder.success(env);
         match self.operation {
-            Operation::Get | Operation::GetWithKey | Operation::GetAndTouch | Operation::GetAndLock => {
+            Operation::Get
+            | Operation::GetWithKey
+            | Operation::GetCopy
+            | Operation::GetAndTouch
+            | Operation::GetAndLock => {
                 encode_document(responder, env, self.operation, self.cas, key, &self.item, out);
             }
             Operation::GetMeta => {
@@ -100,7 +104,7 @@ impl Answer {
                     response.cas(self.cas).value(number).encode(out);
                 }
             }
-            Operation::ObserveSeqno | Operation::AwaitSeqno | Operation::FailoverLog => {
+            Operation::ObserveSeqno | Operation::AwaitSeqno | Operation::FailoverLog | Operation::State => {
                 unreachable!("it has no document")
             }
         }

@@ -2,7 +2,7 @@
 //!
 //! [`execute`] answers at once if memory knows the key. Otherwise it copies the request and goes on when the disk has
 //! answered; the vbucket keeps what waits for the same key in order of arrival. A durable write answers when its level
-//! is reached.
+//! is reached. A request for a pending vbucket waits until that is something else.
 //!
 //! Invariants
 //! - Every request has exactly one end: a frame appended, nothing (a quiet one), a close, or one call of its [`Reply`].
@@ -15,6 +15,7 @@
 mod answer;
 mod look;
 mod operation;
+mod park;
 mod wait;
 
 #[cfg(test)]
@@ -28,6 +29,8 @@ mod tests;
 
 pub use look::look;
 pub(super) use operation::Operation;
+#[cfg(test)]
+pub(super) use park::WAIT_MAX;
 
 use std::rc::Rc;
 
@@ -43,6 +46,7 @@ use crate::protocol::dcp::signal::decode_seqno;
 use crate::protocol::dcp::stream_request::encode_failover_log;
 use crate::protocol::extras::ObservedSeqno;
 use crate::protocol::key::KeyBuffer;
+use crate::protocol::vbucket::encode_vbucket_state;
 
 /// How far a request has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,15 +86,29 @@ pub fn execute(
     let Some(bucket) = view.bucket.and_then(|id| engine.bucket(id)) else {
         return responder.fail(engine.env(), Status::ETMPFAIL, out);
     };
-    let Some(store) = bucket.vbucket(request.vbucket()) else {
-        return responder.fail(engine.env(), Status::NOT_MY_VBUCKET, out);
-    };
     let env = engine.env();
+    let Some(store) = &bucket.vbucket(request.vbucket()) else {
+        return responder.fail(env, Status::NOT_MY_VBUCKET, out);
+    };
+    if let Err(status) = operation::admit(operation, request, store, &bucket.context) {
+        let is_later = status == Status::ETMPFAIL;
+        if is_later && park::until_changed(&bucket.context, view, request, defer) {
+            return Outcome::Deferred;
+        }
+        return responder.fail(env, status, out);
+    }
     if operation == Operation::ObserveSeqno {
         return observe_seqno(store, request, &responder, engine, out);
     }
     if operation == Operation::AwaitSeqno {
         return await_seqno(store, &bucket.context, request, responder, out, defer);
+    }
+    if operation == Operation::State {
+        let Some(state) = bucket.state(store.id()) else {
+            return responder.fail(env, Status::NOT_MY_VBUCKET, out);
+        };
+        responder.success(env).value(&encode_vbucket_state(state)).encode(out);
+        return Outcome::Done;
     }
     if operation == Operation::FailoverLog {
         let mut value = Vec::new();

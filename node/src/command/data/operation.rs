@@ -12,7 +12,7 @@ use super::answer::{Answer, Detail};
 use crate::auth::Role;
 use crate::bucket::document::{Body, Direction, Document, End, Step, StoreMode};
 use crate::bucket::tally::count;
-use crate::bucket::{BucketContext, Failure, expiry};
+use crate::bucket::{Access, BucketContext, Failure, Verdict, expiry};
 use crate::command::request::Request;
 use crate::protocol::extras::{ArithmeticExtras, StoreExtras, decode_u32};
 use crate::protocol::{Opcode, Refusal, Status};
@@ -48,6 +48,10 @@ pub(in crate::command) enum Operation {
     AwaitSeqno,
     /// Give the branches of the vbucket's history.
     FailoverLog,
+    /// Give the value of a copy.
+    GetCopy,
+    /// Say what the vbucket is.
+    State,
 }
 
 impl Operation {
@@ -57,6 +61,8 @@ impl Operation {
     pub(in crate::command) const fn of(opcode: Opcode) -> Option<Operation> {
         Some(match opcode {
             Opcode::GET | Opcode::GET_Q => Operation::Get,
+            Opcode::GET_REPLICA => Operation::GetCopy,
+            Opcode::GET_VBUCKET => Operation::State,
             Opcode::GET_K | Opcode::GET_KQ => Operation::GetWithKey,
             Opcode::SET | Opcode::SET_Q => Operation::Store(StoreMode::Set),
             Opcode::ADD | Opcode::ADD_Q => Operation::Store(StoreMode::Add),
@@ -87,7 +93,9 @@ impl Operation {
             | Operation::GetMeta
             | Operation::ObserveSeqno
             | Operation::AwaitSeqno
-            | Operation::FailoverLog => Role::ReadOnly,
+            | Operation::FailoverLog
+            | Operation::GetCopy
+            | Operation::State => Role::ReadOnly,
             Operation::GetAndTouch
             | Operation::GetAndLock
             | Operation::Unlock
@@ -96,6 +104,28 @@ impl Operation {
             | Operation::Concatenate(_)
             | Operation::Count(_)
             | Operation::Remove => Role::ReadWrite,
+        }
+    }
+
+    /// What it wants of its vbucket.
+    #[must_use]
+    #[inline]
+    pub(in crate::command) const fn access(self) -> Access {
+        match self {
+            Operation::ObserveSeqno => Access::Progress,
+            Operation::AwaitSeqno | Operation::FailoverLog | Operation::State => Access::History,
+            Operation::GetCopy => Access::Copies,
+            Operation::Get
+            | Operation::GetWithKey
+            | Operation::GetMeta
+            | Operation::GetAndTouch
+            | Operation::GetAndLock
+            | Operation::Unlock
+            | Operation::Touch
+            | Operation::Store(_)
+            | Operation::Concatenate(_)
+            | Operation::Count(_)
+            | Operation::Remove => Access::Documents,
         }
     }
 }
@@ -139,7 +169,7 @@ pub(super) fn prepare<'a>(
         expiry::absolute(given, now, bucket.settings().ttl_seconds_max).map_err(|_| Status::EXPIRY_OVERFLOW)
     };
     let action = match operation {
-        Operation::Get | Operation::GetWithKey => Action::Read,
+        Operation::Get | Operation::GetWithKey | Operation::GetCopy => Action::Read,
         Operation::GetMeta => Action::ReadMeta { with_datatype: extras.first() == Some(&2) },
         Operation::Touch | Operation::GetAndTouch => {
             let expiry = absolute(decode_u32(extras).map_err(status)?)?;
@@ -174,11 +204,35 @@ pub(super) fn prepare<'a>(
             Action::Count(Step { direction, delta, create })
         }
         Operation::Remove => Action::Remove,
-        Operation::ObserveSeqno | Operation::AwaitSeqno | Operation::FailoverLog => {
+        Operation::ObserveSeqno | Operation::AwaitSeqno | Operation::FailoverLog | Operation::State => {
             return Err(Status::EINVAL);
         }
     };
     Ok(Prepared { operation, action, cas: request.frame.cas(), now })
+}
+
+/// Whether a request may be carried out on its vbucket now, which may have changed since it came.
+///
+/// # Errors
+/// The status to answer.
+#[inline]
+pub(super) fn admit(
+    operation: Operation,
+    request: &Request<'_>,
+    store: &VbStore,
+    bucket: &BucketContext,
+) -> Result<(), Status> {
+    match bucket.states.verdict(store.id(), operation.access()) {
+        Verdict::Admitted if store.has_ended() => return Err(Status::NOT_MY_VBUCKET),
+        Verdict::Admitted => {}
+        Verdict::Later => return Err(Status::ETMPFAIL),
+        Verdict::Refused => return Err(Status::NOT_MY_VBUCKET),
+    }
+    // This node has nobody who could hold a copy.
+    if request.framing.durability.is_some() && bucket.needs_others(store.id()) {
+        return Err(Status::DURABILITY_IMPOSSIBLE);
+    }
+    Ok(())
 }
 
 /// Does it to the document whose newest version is `found`.

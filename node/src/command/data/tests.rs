@@ -705,6 +705,6 @@ fn vbuckets_and_their_keys_are_apart() {
         assert_eq!(rig.ask(get(KEY).vbucket(VbId(vb))).one().value, vb.to_be_bytes());
     }
     let uuids: std::collections::BTreeSet<VbUuid> =
-        rig.engine.buckets()[0].vbuckets().map(|store| store.uuid()).collect();
+        rig.engine.buckets()[0].vbuckets().iter().map(|store| store.uuid()).collect();
     assert_eq!(uuids.len(), 4);
 }

@@ -18,7 +18,7 @@ use ringbase_storage::types::Seqno;
 use ringbase_storage::vbstore::{Found, VbStore};
 
 use super::answer::Answer;
-use super::operation::{Operation, perform, prepare};
+use super::operation::{Operation, admit, perform, prepare};
 use super::{Outcome, Reply};
 use crate::bucket::context::{BucketContext, WaitingRoom};
 use crate::command::request::Request;
@@ -107,6 +107,7 @@ fn act(
         tracing::error!(vbucket = store.id().0, %error, "a document could not be read");
         Status::EINTERNAL
     })?;
+    admit(operation, request, store, bucket)?;
     let key = request.key.ok_or(Status::EINVAL)?;
     let mut buffer: KeyBuffer = [0; _];
     let prepared = prepare(operation, request, bucket)?;

@@ -9,11 +9,13 @@ use ringbase_storage::vbstore::{VbStats, VbStore};
 
 use super::{StatGroup, StatPart, StatQuery, StatSource, Unit};
 use crate::bucket::Engine;
+use crate::protocol::dcp::signal::VbucketState;
 
 impl StatSource for Engine {
     fn collect(&self, query: &StatQuery, part: &mut StatPart) {
         match query.group {
             StatGroup::General => general(self, query, part),
+            StatGroup::Vbucket => each_vbucket(self, query, part, states),
             StatGroup::VbucketDetails => each_vbucket(self, query, part, details),
             StatGroup::VbucketSeqno => each_vbucket(self, query, part, seqnos),
             StatGroup::Failovers => each_vbucket(self, query, part, failovers),
@@ -39,11 +41,16 @@ fn each_vbucket(
     engine: &Engine,
     query: &StatQuery,
     part: &mut StatPart,
-    show: fn(&VbStore, &VbStats, &mut StatPart),
+    show: fn(&VbStore, VbucketState, &VbStats, &mut StatPart),
 ) {
     let Some(bucket) = query.bucket.and_then(|id| engine.bucket(id)) else { return };
-    for store in bucket.vbuckets().filter(|store| query.covers(store.id())) {
-        show(store, &store.stats(), part);
+    for store in bucket.vbuckets().iter().filter(|store| query.covers(store.id())) {
+        let Some(state) = bucket.state(store.id()) else { continue };
+        let is_over = state == VbucketState::Dead && query.group == StatGroup::VbucketSeqno;
+        if is_over && query.vbucket.is_some() {
+            continue;
+        }
+        show(store, state, &store.stats(), part);
     }
 }
 
@@ -85,21 +92,30 @@ fn general(engine: &Engine, query: &StatQuery, part: &mut StatPart) {
     part.text("ep_getl_default_timeout", settings.lock_seconds_default);
     part.text("ep_getl_max_timeout", settings.lock_seconds_max);
     part.max("ep_num_expiry_pager_runs", bucket.context.pager_runs.get());
+    for state in VbucketState::ALL {
+        part.sum(format!("vb_{}_num", state.name()), 0);
+        part.sum(format!("vb_{}_curr_items", state.name()), 0);
+    }
     for store in bucket.vbuckets() {
         let stats = store.stats();
-        part.sum("vb_active_num", 1);
+        let Some(state) = bucket.state(store.id()) else { continue };
+        let is_active = state == VbucketState::Active;
         part.sum("ep_vb_total", 1);
-        for name in ["curr_items", "curr_items_tot", "vb_active_curr_items"] {
-            part.sum(name, stats.items);
+        part.sum("curr_items_tot", stats.items);
+        part.sum("curr_items", if is_active { stats.items } else { 0 });
+        for (name, number) in [
+            ("num", 1),
+            ("curr_items", stats.items),
+            ("ht_memory", stats.resident_bytes),
+            ("queue_size", stats.memtable_items),
+        ] {
+            part.sum(format!("vb_{}_{name}", state.name()), number);
         }
         part.sum("tombstones", stats.tombstones);
         part.sum("resident_items", stats.resident_items);
         part.sum("mem_used", stats.resident_bytes + stats.index_bytes);
-        part.sum("vb_active_ht_memory", stats.resident_bytes);
         part.sum("index_bytes", stats.index_bytes);
-        for name in ["ep_queue_size", "vb_active_queue_size"] {
-            part.sum(name, stats.memtable_items);
-        }
+        part.sum("ep_queue_size", stats.memtable_items);
         let versions = store.versions_stats();
         part.sum("seqlist_memory", versions.list_bytes);
         part.sum("key_index_memory", versions.index_bytes);
@@ -114,9 +130,17 @@ fn general(engine: &Engine, query: &StatQuery, part: &mut StatPart) {
     }
 }
 
-fn details(store: &VbStore, stats: &VbStats, part: &mut StatPart) {
+fn states(store: &VbStore, state: VbucketState, _: &VbStats, part: &mut StatPart) {
+    part.of_vbucket(store.id(), "", state.name());
+}
+
+fn details(store: &VbStore, state: VbucketState, stats: &VbStats, part: &mut StatPart) {
     let vb = store.id();
-    part.of_vbucket(vb, "", "active");
+    part.of_vbucket(vb, "", state.name());
+    let topology = store.role().topology;
+    if !topology.is_empty() {
+        part.of_vbucket(vb, "topology", topology);
+    }
     part.of_vbucket(vb, "uuid", store.uuid());
     for (name, number) in [
         ("num_items", stats.items),
@@ -164,7 +188,7 @@ fn details(store: &VbStore, stats: &VbStats, part: &mut StatPart) {
     }
 }
 
-fn seqnos(store: &VbStore, stats: &VbStats, part: &mut StatPart) {
+fn seqnos(store: &VbStore, _: VbucketState, stats: &VbStats, part: &mut StatPart) {
     let vb = store.id();
     part.of_vbucket(vb, "uuid", store.uuid());
     for (name, seqno) in [
@@ -180,7 +204,7 @@ fn seqnos(store: &VbStore, stats: &VbStats, part: &mut StatPart) {
     }
 }
 
-fn failovers(store: &VbStore, _: &VbStats, part: &mut StatPart) {
+fn failovers(store: &VbStore, _: VbucketState, _: &VbStats, part: &mut StatPart) {
     let (vb, log) = (store.id(), store.failover_log());
     part.of_vbucket(vb, "num_entries", log.len());
     for (index, branch) in log.iter().enumerate() {

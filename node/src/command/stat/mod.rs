@@ -7,7 +7,7 @@
 //! |---|---|---|
 //! | (empty) | | node, counters of the selected bucket, sums over its vbuckets, shards |
 //! | `uuid` | | the bucket |
-//! | `vbucket-details`, `vbucket-seqno`, `failovers` | vbucket | vbuckets |
+//! | `vbucket`, `vbucket-details`, `vbucket-seqno`, `failovers` | vbucket | vbuckets |
 //! | `timings` | | commits and flushes of the shards, range scans, requests by opcode |
 //! | `range-scans` | vbucket | range scans |
 //! | `dcp` | JSON value: form of the streams | DCP connections and their streams |
@@ -52,6 +52,8 @@ pub enum StatGroup {
     General,
     /// The bucket's uuid.
     Uuid,
+    /// The states of vbuckets.
+    Vbucket,
     /// Everything about vbuckets.
     VbucketDetails,
     /// Seqnos of vbuckets.
@@ -77,6 +79,7 @@ impl StatGroup {
         Some(match name {
             "" => StatGroup::General,
             "uuid" => StatGroup::Uuid,
+            "vbucket" => StatGroup::Vbucket,
             "vbucket-details" => StatGroup::VbucketDetails,
             "vbucket-seqno" => StatGroup::VbucketSeqno,
             "failovers" => StatGroup::Failovers,
@@ -90,10 +93,19 @@ impl StatGroup {
         })
     }
 
+    /// Whether it has something to say of every vbucket that is there.
+    fn needs_vbucket(self) -> bool {
+        matches!(
+            self,
+            StatGroup::Vbucket | StatGroup::VbucketDetails | StatGroup::VbucketSeqno | StatGroup::Failovers
+        )
+    }
+
     /// Whether it is about one bucket's vbuckets, and takes the number of one as an argument.
     fn is_about_vbuckets(self) -> bool {
         match self {
-            StatGroup::VbucketDetails
+            StatGroup::Vbucket
+            | StatGroup::VbucketDetails
             | StatGroup::VbucketSeqno
             | StatGroup::Failovers
             | StatGroup::RangeScans
@@ -168,6 +180,10 @@ impl StatJob {
         let mut whole = self.node;
         for part in parts {
             whole.absorb(part);
+        }
+        if self.query.vbucket.is_some() && self.query.group.needs_vbucket() && !whole.has_vbuckets() {
+            self.responder.fail(env, Status::NOT_MY_VBUCKET, out);
+            return;
         }
         let mut put = |name: &str, value: &str| {
             // A name or value that is too long for its field does not exist among ours.
@@ -255,7 +271,8 @@ fn about_node(session: &Session, query: &StatQuery) -> StatPart {
                 part.text("uuid", format!("{:032x}", bucket.uuid));
             }
         }
-        StatGroup::VbucketDetails
+        StatGroup::Vbucket
+        | StatGroup::VbucketDetails
         | StatGroup::VbucketSeqno
         | StatGroup::Failovers
         | StatGroup::RangeScans

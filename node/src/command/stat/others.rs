@@ -28,6 +28,7 @@ impl StatSource for RangeScans {
             (
                 StatGroup::RangeScans
                 | StatGroup::Uuid
+                | StatGroup::Vbucket
                 | StatGroup::VbucketDetails
                 | StatGroup::VbucketSeqno
                 | StatGroup::Failovers

@@ -74,6 +74,12 @@ impl StatPart {
         }
     }
 
+    /// Whether anything is said about a vbucket.
+    #[must_use]
+    pub fn has_vbuckets(&self) -> bool {
+        self.entries.keys().next_back().is_some_and(|name| name.vb.is_some())
+    }
+
     /// Names and values in order.
     pub fn iter(&self) -> impl Iterator<Item = (String, &StatValue)> {
         self.entries.iter().map(|(name, value)| {

@@ -182,6 +182,7 @@ impl StatSource for Streams {
                 | StatGroup::Backfills
                 | StatGroup::RangeScans
                 | StatGroup::Uuid
+                | StatGroup::Vbucket
                 | StatGroup::VbucketDetails
                 | StatGroup::VbucketSeqno
                 | StatGroup::Failovers

@@ -107,6 +107,27 @@ impl VbucketState {
             _ => return None,
         })
     }
+
+    /// Its name in statistics and options.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            VbucketState::Active => "active",
+            VbucketState::Replica => "replica",
+            VbucketState::Pending => "pending",
+            VbucketState::Dead => "dead",
+        }
+    }
+
+    /// The state with this name.
+    #[must_use]
+    pub fn of_name(name: &str) -> Option<VbucketState> {
+        VbucketState::ALL.into_iter().find(|state| state.name() == name)
+    }
+
+    /// All there are.
+    pub const ALL: [VbucketState; 4] =
+        [VbucketState::Active, VbucketState::Replica, VbucketState::Pending, VbucketState::Dead];
 }
 
 /// Beginning or end of a snapshot in key order.

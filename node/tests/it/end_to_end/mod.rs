@@ -15,3 +15,4 @@ mod resources;
 mod scans;
 mod seqnos;
 mod tracing;
+mod vbuckets;

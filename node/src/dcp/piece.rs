@@ -48,6 +48,8 @@ pub struct StreamSpec {
     pub markers: MarkerForm,
     /// Whether tombstones are left out of the first backfill from 0.
     pub skips_deletes: bool,
+    /// Whether its backfills wait for those of the connection's streams that were asked for before, on this core.
+    pub is_sequential: bool,
 }
 
 impl StreamSpec {
@@ -99,6 +101,8 @@ pub struct StreamPiece {
     pub is_last: bool,
     /// Whether what was handed over before and is not sent is dropped.
     pub discards: bool,
+    /// Whether its connection is to be closed, without a word: a bug of ours has ended the stream.
+    pub disconnects: bool,
 }
 
 /// The bytes of a piece.

@@ -7,7 +7,7 @@
 //! - Seqnos rise; a marker goes before the first message of its snapshot, never without one.
 //! - A view or reader is opened in the same run as its first messages (T2.1, T2.9), with a turn for a piece in hand.
 //! - Opened contents whose purge seqno the position does not reach end the stream with Rollback (T4.11).
-//! - A read that fails ends the stream with BackfillFail at once; what was not sent is dropped (T3.1, T3.2).
+//! - A read that fails ends the stream with BackfillFail at once; what was not sent is dropped (T3.1, T3.2). A bug costs its connection (T3.14).
 //! - At most [`PIECES_AHEAD_MAX`] pieces of a stream are handed over and not sent. Who waits longer than [`PARK_AFTER`] lets go of what
 //!   it read ahead.
 //! - Every moment of it is spent on one thing ([`super::time`]); every backfill, its opening and each of its runs is a span that is closed
@@ -207,7 +207,7 @@ async fn read(stream: &Stream) {
         Some(Ok(end)) => stream.end_after(end),
         Some(Err(_panic)) => {
             tracing::error!(vb = stream.spec.envelope.vbucket.0, "reading a stream panicked");
-            stream.end_after(End::with(StreamEndStatus::BackfillFail));
+            stream.disconnect();
         }
     }
 }
@@ -322,7 +322,19 @@ impl Stream {
 
     fn send(&self, content: Content, items: u32, is_last: bool, discards: bool) {
         let (number, vb) = (self.spec.number, self.spec.envelope.vbucket);
-        self.sink.send(StreamPiece { number, vb, content, items, is_last, discards });
+        let disconnects = false;
+        self.sink.send(StreamPiece { number, vb, content, items, is_last, discards, disconnects });
+    }
+
+    /// Ends it with its connection: nobody knows what it would have said.
+    fn disconnect(&self) {
+        if self.core.forget(self.spec.number) {
+            self.kill();
+            let (number, vb) = (self.spec.number, self.spec.envelope.vbucket);
+            let content = Content::Small(Vec::new());
+            let (items, is_last, discards, disconnects) = (0, true, true, true);
+            self.sink.send(StreamPiece { number, vb, content, items, is_last, discards, disconnects });
+        }
     }
 
     fn is_dead(&self) -> bool {
@@ -452,6 +464,10 @@ impl Stream {
         let closing = Closing::new(self, span.clone());
         let read = async {
             self.time.waits_for(Spent::Slot);
+            let _order = match self.spec.is_sequential {
+                true => Some(self.turns.order.take().await),
+                false => None,
+            };
             let _slot = self.turns.backfills.take().await;
             self.has_slot.set(true);
             self.read_disk().await

@@ -53,11 +53,14 @@ pub const BYTES_MIN: usize = 1 << 20;
 pub(super) struct ConnectionTurns {
     pub(super) pieces: Rc<Turns>,
     pub(super) backfills: Rc<Turns>,
+    /// Of those that are done one after the other.
+    pub(super) order: Rc<Turns>,
 }
 
 impl ConnectionTurns {
     fn new() -> ConnectionTurns {
-        ConnectionTurns { pieces: Turns::new(PIECES_MAX), backfills: Turns::new(BACKFILLS_MAX) }
+        let (pieces, backfills) = (Turns::new(PIECES_MAX), Turns::new(BACKFILLS_MAX));
+        ConnectionTurns { pieces, backfills, order: Turns::new(1) }
     }
 }
 

@@ -75,6 +75,9 @@ pub enum CloseCause {
     /// A newer DCP connection has its name.
     #[error("another connection has taken its name")]
     Replaced,
+    /// A bug of ours: what the peer asked for cannot go on.
+    #[error("a stream of it has ended by a bug")]
+    Broken,
     /// Nothing was heard of the peer for too long.
     #[error("the peer was silent for too long")]
     Silent,

@@ -37,7 +37,8 @@ use crate::net::{CloseCause, ConnId, Connection, Pushed, Ticket};
 use crate::protocol::dcp::signal::{decode_buffer_ack, decode_close_stream, encode_noop};
 use crate::protocol::dcp::stream_request::{decode_add_stream, encode_failover_log, encode_rollback};
 use crate::protocol::dcp::{
-    Control, DcpOpen, Envelope, FilterSelection, OpenFlags, ScopeId, StreamFilter, StreamFlags, StreamRequest,
+    BackfillOrder, Control, DcpOpen, Envelope, FilterSelection, OpenFlags, ScopeId, StreamFilter,
+    StreamFlags, StreamRequest,
 };
 use crate::protocol::{CollectionId, Feature, Features, Frame, Opcode, Refusal, Status};
 use crate::range_scan::ConnectionId;
@@ -360,6 +361,7 @@ impl CoreService {
             selection: filter.map(|filter| filter.selection),
             form: settings.document_form(features),
             markers: settings.marker_form(),
+            is_sequential: settings.backfill_order == BackfillOrder::Sequential,
             skips_deletes: settings.flags.contains(OpenFlags::SKIP_DELETES_IN_INITIAL_BACKFILL),
         })
     }
@@ -434,7 +436,7 @@ impl CoreService {
 
     /// A piece of a stream of one of this core's connections.
     pub(super) fn take_piece(&self, piece: StreamPiece) {
-        let StreamPiece { number, vb, content, items, is_last, discards } = piece;
+        let StreamPiece { number, vb, content, items, is_last, discards, disconnects } = piece;
         let dcp = match is_last {
             true => self.producers.streams.borrow_mut().remove(&number),
             false => self.producers.streams.borrow().get(&number).cloned(),
@@ -446,6 +448,9 @@ impl CoreService {
                 Content::Buffer(buffer) => self.send_home(SentPiece { number, vb, buffer }),
             };
         };
+        if disconnects {
+            return dcp.connection.abort(CloseCause::Broken);
+        }
         let bytes = match content {
             Content::Small(bytes) => bytes.into(),
             Content::Buffer(buffer) => dcp.lend(SentPiece { number, vb, buffer }),

@@ -225,6 +225,7 @@ impl Consumer {
                 purge_seqno: None,
                 form: DocumentForm::of(OpenFlags::PRODUCER, Features::NONE, false),
                 markers: MarkerForm::V1,
+                is_sequential: false,
                 skips_deletes: false,
             };
             match world.streams.open(&store, spec, self.pieces.clone()) {

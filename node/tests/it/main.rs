@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "all of this crate is tests, helpers too")]
 
+mod dcp_backfills;
 mod dcp_bytes;
 mod dcp_failures;
 mod dcp_model;

@@ -278,6 +278,7 @@ mod tests {
         (operation, next)
     }
 
+    /// T3.18
     #[test]
     fn short_read_goes_on_at_the_next_block_and_ends_at_the_end_of_the_file() {
         let mut read = operation(OperationKind::Read, 16_384);
@@ -288,6 +289,7 @@ mod tests {
         assert_eq!(read.complete(Part::First, 8192), Next::Done(Outcome::Success));
     }
 
+    /// T3.18: what is transient is done again, what is not is told.
     #[test]
     fn write_error_and_empty_write_are_reported() {
         let mut write = operation(OperationKind::Write, 4096);

@@ -9,6 +9,7 @@
 mod bucket;
 mod drain;
 mod trace;
+mod vbucket;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -21,6 +22,7 @@ pub(crate) use drain::DcpDrainArgs;
 use ringbase::auth::Role;
 use ringbase::client::{DEFAULT_ADDRESS, SourceForm};
 pub(crate) use trace::{TraceAction, TraceArgs, TraceStartArgs};
+pub(crate) use vbucket::{VbucketAction, VbucketArgs};
 
 const STYLES: Styles = Styles::styled()
     .header(AnsiColor::Green.on_default().bold())
@@ -99,6 +101,8 @@ pub(crate) enum Command {
     Trace(TraceArgs),
     /// Create, list, change, empty and delete buckets
     Bucket(BucketArgs),
+    /// Show what the vbuckets of a bucket are, change and delete them
+    Vbucket(VbucketArgs),
     /// Change a users file
     User(UserArgs),
     /// Load documents from files, or generated ones

@@ -13,6 +13,7 @@ mod stats;
 mod timings;
 mod trace;
 mod user;
+mod vbucket;
 
 use std::io::Read;
 use std::time::Duration;
@@ -39,6 +40,7 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
         Command::Timings(args) => timings::run(&global, &args),
         Command::Trace(args) => trace::run(&global, &args),
         Command::Bucket(args) => bucket::run(&global, &args),
+        Command::Vbucket(args) => vbucket::run(&global, &args),
         Command::User(args) => user::run(&global, &args),
         Command::Load(args) => load::run(&global, &args),
         Command::RangeScan(args) => range_scan::run(&global, args),

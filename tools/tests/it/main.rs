@@ -6,6 +6,7 @@ mod buckets;
 mod command_line;
 mod dcp_drain;
 mod users;
+mod vbuckets;
 
 use std::io::Write;
 use std::process::{Command, Stdio};

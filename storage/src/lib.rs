@@ -14,6 +14,7 @@ mod atomic;
 pub mod cache;
 #[cfg(all(test, any(loom, shuttle)))]
 mod checking;
+pub mod collections;
 pub mod env;
 pub mod epoch;
 pub mod extent;

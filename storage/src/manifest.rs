@@ -20,7 +20,7 @@ use crate::format::FormatError;
 use crate::format::batch::{
     BATCH_HEADER_BYTES, BatchHeader, Log, batch_blocks, peek_batch, seal_batch, verify_batch,
 };
-use crate::format::manifest_record::{BucketDesc, Extent, Record, VbState};
+use crate::format::manifest_record::{BucketDesc, CollectionsDesc, Extent, Record, VbState};
 use crate::format::superblock::{Geometry, SUPERBLOCK_SLOTS, Superblock};
 use crate::io::{BLOCK_BYTES, Device};
 use crate::sync::Lock;
@@ -148,6 +148,7 @@ impl ManifestState {
                 }
                 state.runs.insert(at.unwrap_or(0).min(state.runs.len()), run);
             }
+            Record::Collections { bucket, vb, desc } => self.vbucket(bucket, vb)?.collections = desc,
         }
         Ok(())
     }
@@ -172,7 +173,13 @@ impl ManifestState {
             records.push(Record::BucketGone { bucket: self.bucket_max });
         }
         records.extend(self.buckets.values().cloned().map(Record::Bucket));
-        records.extend(self.vbuckets.values().cloned().map(|state| Record::Vbucket(Box::new(state))));
+        for state in self.vbuckets.values() {
+            let (bucket, vb, desc) = (state.bucket, state.vb, state.collections.clone());
+            records.push(Record::Vbucket(Box::new(state.clone())));
+            if desc != CollectionsDesc::default() {
+                records.push(Record::Collections { bucket, vb, desc });
+            }
+        }
         records
     }
 
@@ -592,6 +599,7 @@ mod tests {
             runs: vec![],
             segments: vec![],
             marks: vec![],
+            collections: Default::default(),
         }))
     }
 

@@ -92,13 +92,13 @@ impl Default for Collections {
 }
 
 impl Collections {
-    /// The table that a manifest describes, of a vbucket with `items` live documents. What an empty description says of is the default
+    /// The table that a manifest describes, of a vbucket with `items` live documents up to `high_seqno`. An empty description speaks of the default
     /// collection alone, whose bytes nobody knows.
     #[must_use]
-    pub fn described(desc: &CollectionsDesc, items: u64) -> Collections {
+    pub fn described(desc: &CollectionsDesc, items: u64, high_seqno: Seqno) -> Collections {
         let CollectionsDesc { mut collections, mut scopes } = desc.clone();
         if collections.first().is_none_or(|first| first.id != 0) {
-            collections.insert(0, Collection { items, ..Collection::default() });
+            collections.insert(0, Collection { items, high_seqno, ..Collection::default() });
         }
         if scopes.first().is_none_or(|first| first.id != 0) {
             scopes.insert(0, Scope::default());
@@ -306,9 +306,10 @@ mod tests {
         event(&mut table, 3, Subject::Collection(8), CREATED);
         table.take(&meta(4, Kind::Mutation, 0), b"\x08a", 3, Replaced::default());
         event(&mut table, 5, Subject::Collection(0), DROPPED);
-        assert_eq!(Collections::described(&table.describe(), 77), table);
-        let unknown = Collections::described(&CollectionsDesc::default(), 77);
+        assert_eq!(Collections::described(&table.describe(), 77, Seqno(99)), table);
+        let unknown = Collections::described(&CollectionsDesc::default(), 77, Seqno(99));
         assert_eq!((unknown.get(0).unwrap().items, unknown.collections().len()), (77, 1));
-        assert_eq!(Collections::described(&CollectionsDesc::default(), 0), Collections::default());
+        assert_eq!(unknown.get(0).unwrap().high_seqno, Seqno(99));
+        assert_eq!(Collections::described(&CollectionsDesc::default(), 0, Seqno(0)), Collections::default());
     }
 }

@@ -1,7 +1,6 @@
 //! GET_ALL_VB_SEQNOS: how far every vbucket of a bucket is, asked on one core, known on all.
 //!
-//! Every vbucket of this node is active, and every document is in the default collection: the answer is the same with and without
-//! Collections.
+//! With Collections it is the whole vbucket's seqno, or that of a collection; without, that of the default collection.
 //!
 //! Invariants
 //! - Vbuckets ascend, each is named once.
@@ -12,6 +11,7 @@
 
 use ringbase_storage::env::Env;
 use ringbase_storage::types::{BucketId, Seqno, VbId};
+use ringbase_storage::vbstore::VbStore;
 
 use super::collections;
 use super::data::Outcome;
@@ -31,6 +31,8 @@ pub type VbSeqnos = Option<Vec<(VbId, Seqno)>>;
 pub struct VbSeqnosJob {
     /// The bucket that is asked about.
     pub bucket: BucketId,
+    /// Of which collection; `None` for all of the vbucket.
+    pub collection: Option<CollectionId>,
     responder: Responder,
 }
 
@@ -50,11 +52,15 @@ impl VbSeqnosJob {
     }
 }
 
-/// What the shards of a core say.
+/// What the shards of a core say. A vbucket that has not been told of the collection yet is left out.
 #[must_use]
-pub fn vb_seqnos(engine: &Engine, bucket: BucketId) -> VbSeqnos {
+pub fn vb_seqnos(engine: &Engine, bucket: BucketId, collection: Option<CollectionId>) -> VbSeqnos {
     let bucket = engine.bucket(bucket)?;
-    Some(bucket.vbuckets().map(|store| (store.id(), store.high_seqno())).collect())
+    let seqno = |store: &VbStore| match collection {
+        None => Some(store.high_seqno()),
+        Some(id) => store.collection(id.0).map(|collection| collection.high_seqno),
+    };
+    Some(bucket.vbuckets().filter_map(|store| Some((store.id(), seqno(store)?))).collect())
 }
 
 /// Parses a request; what needs no vbucket is answered here.
@@ -74,9 +80,11 @@ pub(super) fn begin(
         responder.refuse(env, refusal, out);
         Outcome::Done
     })?;
-    if asked.collection.is_some_and(|collection| collection != CollectionId::DEFAULT) {
-        return Err(collections::unknown(env, responder, Status::UNKNOWN_COLLECTION, out));
+    let manifest = session.manifest();
+    if asked.collection.is_some_and(|collection| !manifest.has(collection)) {
+        return Err(collections::unknown(env, responder, Status::UNKNOWN_COLLECTION, manifest.uid(), out));
     }
+    let collection = if has_collections { asked.collection } else { Some(CollectionId::DEFAULT) };
     if session.is_emptying() {
         return Err(responder.fail(env, Status::ETMPFAIL, out));
     }
@@ -84,5 +92,5 @@ pub(super) fn begin(
         responder.success(env).encode(out);
         return Err(Outcome::Done);
     }
-    Ok(VbSeqnosJob { bucket, responder: *responder })
+    Ok(VbSeqnosJob { bucket, collection, responder: *responder })
 }

@@ -33,6 +33,7 @@ mod turns;
 
 pub mod piece;
 
+pub mod collections;
 pub mod failures;
 mod stream;
 pub mod streams;

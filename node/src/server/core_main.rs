@@ -129,6 +129,7 @@ async fn live(plan: CorePlan, tell: &impl Fn(CoreReport)) -> Result<(), String> 
 
     engine.reconcile(catalog.set()).await.map_err(|error| whole(&error))?;
     engine.publish(catalog.set()).map_err(|error| whole(&error))?;
+    engine.bring_events_into_line().await;
 
     let config = &plan.config;
     let parts = CoreParts {

@@ -11,6 +11,7 @@ use crate::command::{SessionView, StatPart, StatQuery, VbSeqnos};
 use crate::core::mailbox;
 use crate::dcp::piece::{SentPiece, StreamAnswer, StreamNumber, StreamPiece, StreamSpec};
 use crate::net::ConnId;
+use crate::protocol::CollectionId;
 use crate::range_scan::{ScanFrame, SentFrame};
 
 /// Names a request that waits for another core, on the core that asked. Never used twice.
@@ -57,7 +58,7 @@ pub(super) enum Message {
     /// Statistics of one core.
     StatPart { token: Token, part: StatPart },
     /// Seqnos of a bucket's vbuckets are wanted.
-    Seqnos { token: Token, bucket: BucketId },
+    Seqnos { token: Token, bucket: BucketId, collection: Option<CollectionId> },
     /// Those of one core.
     SeqnosTold { token: Token, part: VbSeqnos },
     /// A bucket is to be changed by the core that decides which buckets exist.

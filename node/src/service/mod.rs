@@ -34,18 +34,18 @@ use std::sync::Arc;
 
 use ringbase_storage::env::Env;
 use ringbase_storage::io::ring::Ring;
-use ringbase_storage::types::VbId;
+use ringbase_storage::types::{BucketId, VbId};
 
 use crate::bucket::{Engine, Lifecycle};
 use crate::command::{
-    self, Catalog, Next, Outcome, Reply, Request, SessionView, StatJob, VbSeqnosJob, execute, look,
-    must_run_alone,
+    self, Catalog, Next, Outcome, Reply, Request, Responder, SessionView, StatJob, VbSeqnosJob, execute,
+    look, must_run_alone, unknown_collection,
 };
 use crate::core::CoreId;
 use crate::core::mailbox::{MailboxEnds, Mailboxes, mailboxes};
 use crate::dcp::streams::Streams;
 use crate::net::{self, ConnId, Connection, Order, Ticket};
-use crate::protocol::{Frame, Opcode};
+use crate::protocol::{Frame, Opcode, Refusal, Status};
 use crate::range_scan::{ConnectionId, RangeScanConfig, RangeScans};
 use crate::telemetry::CoreTimings;
 use burst::Burst;
@@ -150,6 +150,24 @@ pub struct CoreService {
 }
 
 impl CoreService {
+    /// Appends a refusal; of an unknown collection or scope it says in which manifest of the bucket it was sought.
+    fn refuse_in(
+        &self,
+        bucket: Option<BucketId>,
+        responder: &Responder,
+        refusal: Refusal,
+        out: &mut Vec<u8>,
+    ) {
+        let is_unknown = matches!(refusal.status, Status::UNKNOWN_COLLECTION | Status::UNKNOWN_SCOPE);
+        match bucket.filter(|_| is_unknown).and_then(|id| self.engine.bucket(id)) {
+            Some(bucket) => {
+                let uid = bucket.context.collections().manifest().uid();
+                unknown_collection(&self.env, responder, refusal.status, uid, out);
+            }
+            None => responder.refuse(&self.env, refusal, out),
+        }
+    }
+
     /// Starts the service and connects it with the other cores', which must all do the same.
     ///
     /// # Errors

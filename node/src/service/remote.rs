@@ -69,8 +69,8 @@ impl CoreService {
                 self.send(from, Message::StatPart { token, part });
             }
             Message::StatPart { token, part } => self.gathered::<StatJob>(token, part),
-            Message::Seqnos { token, bucket } => {
-                let part = vb_seqnos(&self.engine, bucket);
+            Message::Seqnos { token, bucket, collection } => {
+                let part = vb_seqnos(&self.engine, bucket, collection);
                 self.send(from, Message::SeqnosTold { token, part });
             }
             Message::SeqnosTold { token, part } => self.gathered::<VbSeqnosJob>(token, part),

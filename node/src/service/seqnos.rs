@@ -13,11 +13,11 @@ impl Question for VbSeqnosJob {
     const OPCODE: Opcode = Opcode::GET_ALL_VB_SEQNOS;
 
     fn part(&self, service: &CoreService) -> VbSeqnos {
-        vb_seqnos(&service.engine, self.bucket)
+        vb_seqnos(&service.engine, self.bucket, self.collection)
     }
 
     fn message(&self, token: Token) -> Message {
-        Message::Seqnos { token, bucket: self.bucket }
+        Message::Seqnos { token, bucket: self.bucket, collection: self.collection }
     }
 
     fn answer(self, service: &CoreService, parts: Vec<VbSeqnos>, out: &mut Vec<u8>) {

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use rand::RngExt;
 use rand::rngs::Xoshiro256PlusPlus;
+use ringbase::bucket::{BucketContext, BucketSettings};
 use ringbase::dcp::piece::{Content, SentPiece, StreamAnswer, StreamNumber, StreamSpec};
 use ringbase::dcp::settings::MarkerForm;
 use ringbase::dcp::streams::Streams;
@@ -227,7 +228,8 @@ impl Consumer {
                 markers: MarkerForm::V1,
                 skips_deletes: false,
             };
-            match world.streams.open(&store, spec, self.pieces.clone()) {
+            let bucket = BucketContext::new(world.sim.env(), BucketSettings::default());
+            match world.streams.open(&store, &bucket, spec, self.pieces.clone()) {
                 StreamAnswer::Accepted(log) => {
                     coverage.resumed += u64::from(start > Seqno(0));
                     self.copy.uuid = log[0].uuid;

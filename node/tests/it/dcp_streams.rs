@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ringbase::bucket::{BucketContext, BucketSettings};
 use ringbase::dcp::piece::{
     Content, PieceSink, SentPiece, StreamAnswer, StreamNumber, StreamPiece, StreamSpec,
 };
@@ -89,7 +90,8 @@ impl Client {
             markers: MarkerForm::V1,
             skips_deletes: false,
         };
-        self.streams.open(&rig.store(), spec, self.pieces.clone())
+        let bucket = BucketContext::new(rig.sim.env(), BucketSettings::default());
+        self.streams.open(&rig.store(), &bucket, spec, self.pieces.clone())
     }
 
     /// Takes the oldest piece and gives its buffer back; false if there is none.

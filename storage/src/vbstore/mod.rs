@@ -185,7 +185,11 @@ impl VbStore {
         let state = State {
             high: counts.flushed_seqno,
             counts,
-            collections: Rc::new(Collections::described(&described.collections, counts.items)),
+            collections: Rc::new(Collections::described(
+                &described.collections,
+                counts.items,
+                counts.flushed_seqno,
+            )),
             active: Memtable::default(),
             frozen: VecDeque::new(),
             table: HashTable::default(),

@@ -3,6 +3,7 @@
 pub(crate) mod rig;
 
 mod bootstrap;
+mod collections;
 mod data;
 mod dcp;
 mod dcp_state;

@@ -347,6 +347,52 @@ impl Manifest {
         Value::Object(json).to_string()
     }
 
+    /// The manifest with one collection more, and its scope if need be, under the next uid. Their ids follow from the uid, so that one that was
+    /// dropped is not taken again where all changes are made like this. `None` if there is such a collection.
+    #[must_use]
+    pub fn with_collection(
+        &self,
+        scope: &str,
+        name: &str,
+        max_ttl: Option<u32>,
+    ) -> Option<(Manifest, CollectionId)> {
+        let mut next = Manifest { uid: self.uid + 1, ..self.clone() };
+        let is_free = |id: &u32| self.scope(ScopeId(*id)).is_none() && !self.has(CollectionId(*id));
+        let first = u32::try_from(next.uid.saturating_add(7)).ok()?;
+        let id = (first..=u32::MAX).find(is_free)?;
+        let scope = match self.scope_named(scope) {
+            Some(known) if self.collection_named(known.id, name).is_some() => return None,
+            Some(known) => known.id,
+            None => {
+                next.scopes.push(ScopeEntry { id: ScopeId(id), name: scope.to_owned() });
+                ScopeId(id)
+            }
+        };
+        let (name, extra) = (name.to_owned(), CollectionExtra::default());
+        next.collections.push(CollectionEntry { id: CollectionId(id), scope, name, max_ttl, extra });
+        next.collections.sort_unstable_by_key(|collection| collection.id);
+        next.scopes.sort_unstable_by_key(|scope| scope.id.0);
+        Some((next, CollectionId(id)))
+    }
+
+    /// The manifest without a collection, or without a whole scope, under the next uid. `None` if there is none of that name.
+    #[must_use]
+    pub fn without(&self, scope: &str, collection: Option<&str>) -> Option<Manifest> {
+        let scope = self.scope_named(scope)?.id;
+        let mut next = Manifest { uid: self.uid + 1, ..self.clone() };
+        match collection {
+            Some(name) => {
+                let gone = self.collection_named(scope, name)?.id;
+                next.collections.retain(|one| one.id != gone);
+            }
+            None => {
+                next.collections.retain(|one| one.scope != scope);
+                next.scopes.retain(|one| one.id != scope);
+            }
+        }
+        Some(next)
+    }
+
     /// Its number; a newer one has a greater.
     #[must_use]
     pub fn uid(&self) -> u64 {
@@ -397,7 +443,8 @@ impl Manifest {
     /// The scope with this id.
     #[must_use]
     pub fn scope(&self, id: ScopeId) -> Option<&ScopeEntry> {
-        self.scopes.iter().find(|scope| scope.id == id)
+        let index = self.scopes.binary_search_by_key(&id.0, |scope| scope.id.0).ok()?;
+        self.scopes.get(index)
     }
 
     /// The scope with this name.
@@ -485,6 +532,22 @@ mod tests {
         assert!(manifest.has(CollectionId::DEFAULT) && !manifest.has(CollectionId(8)));
         let dropped = Manifest::parse(br#"{"uid":"3","scopes":[{"name":"_default","uid":"0"}]}"#).unwrap();
         assert!(!dropped.has(CollectionId::DEFAULT));
+    }
+
+    #[test]
+    fn a_collection_is_added_with_a_new_id_and_taken_away_with_or_without_its_scope() {
+        let (first, a) = Manifest::epoch().with_collection("s", "a", Some(5)).unwrap();
+        let (second, b) = first.with_collection("s", "b", None).unwrap();
+        assert_eq!((first.uid(), a, second.uid(), b), (1, CollectionId(8), 2, CollectionId(9)));
+        assert_eq!(second.scope_named("s").map(|scope| scope.id), Some(ScopeId(8)));
+        assert_eq!(Manifest::parse(second.to_json().as_bytes()), Ok(second.clone()));
+        assert_eq!(second.with_collection("s", "b", None), None);
+        let third = second.without("s", Some("b")).unwrap();
+        let (fourth, again) = third.with_collection("s", "b", None).unwrap();
+        assert_eq!((third.has(b), again), (false, CollectionId(11)), "an id is not taken again");
+        let fifth = fourth.without("s", None).unwrap();
+        assert_eq!((fifth.scopes().len(), fifth.collections().len()), (1, 1));
+        assert!(fifth.without("s", None).is_none() && fifth.without("_default", Some("a")).is_none());
     }
 
     #[test]

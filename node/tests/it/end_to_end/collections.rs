@@ -25,7 +25,7 @@ pub(crate) const SHOP: &str =
     r#",{"name":"shop","uid":"8","collections":[{"name":"orders","uid":"9"},{"name":"carts","uid":"cafe"}]}"#;
 
 /// The key of a document in a collection.
-pub(crate) fn key(collection: u32, name: &str) -> Vec<u8> {
+fn key(collection: u32, name: &str) -> Vec<u8> {
     [Leb128::encode(collection).as_bytes(), name.as_bytes()].concat()
 }
 
@@ -71,7 +71,7 @@ fn get_plain(connection: &mut Connection, name: &str) -> Result<Vec<u8>, Status>
 }
 
 /// A raw connection in a bucket, with Collections.
-fn raw(node: &Node, bucket: &str) -> Raw {
+pub(crate) fn raw(node: &Node, bucket: &str) -> Raw {
     let mut raw = node.raw();
     let features = [Feature::SelectBucket, Feature::Json, Feature::Xerror, Feature::Collections];
     let features: Vec<u8> = features.iter().flat_map(|feature| (*feature as u16).to_be_bytes()).collect();

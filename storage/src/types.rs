@@ -71,7 +71,7 @@ pub enum Kind {
     Deletion = 2,
     /// The key's expiry passed.
     Expiration = 3,
-    /// A collection or scope event; reserved, not written yet.
+    /// A collection or scope came or went; see [`crate::collections`].
     SystemEvent = 4,
     /// A pending durable write; reserved, not written yet.
     Prepare = 5,

@@ -1,7 +1,8 @@
 //! The collections of a bucket: its manifest, which manifest may follow it, and which ids were used up.
 //!
 //! An id is never used again: the documents of a dropped collection may still be stored, hidden, and must not appear in another one. So the ids
-//! that were dropped are kept beside the manifest, as ranges.
+//! that were dropped are kept beside the manifest, as ranges. A bucket in memory erases hidden documents; on disk they stay, hidden from reads, scans,
+//! streams and counts, until a merge of the engine leaves them out, which it does not do yet.
 //!
 //! Invariants
 //! - A manifest is followed by one with a greater uid in which nothing was renamed, moved or given an id that was dropped.

@@ -4,6 +4,7 @@
 //!
 //! Invariants
 //! - The purge seqno rises in the step that drops a tombstone nobody replaced, and in no other (T4.10). The newest version of the vbucket stays.
+//!   What a dropped collection leaves goes without it: the event that dropped it stays, and says it all.
 //! - A view of a vbucket that has ended says so; it never shows less than its moment (T4.13).
 //!
 //! Cost: opening a view in key order builds the key index if there is none, in slices.

@@ -149,10 +149,10 @@ fn measure(args: &MemoryArgs, generator: &Generator, value_bytes: usize) -> Resu
     })
 }
 
-/// Memory of a node that keeps this many items in one bucket: a fifth of it is for versions in memory.
+/// Memory of a node that keeps this many items in one bucket: two fifths of it are for versions in memory.
 fn memory_mib(items: u64, item_bytes: usize) -> u64 {
     let versions = items * (item_bytes as u64 + 100);
-    ((versions * 6) >> 20).max(4096)
+    ((versions * 3) >> 20).max(4096)
 }
 
 fn fill(connect: &ConnectOptions, generator: &Generator) -> Result<(), BenchError> {

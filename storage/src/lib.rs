@@ -36,6 +36,7 @@ pub mod scan;
 pub mod seqlist;
 pub mod seqlog;
 pub mod shard;
+mod slab;
 pub mod sync;
 pub mod types;
 pub mod vbstore;

@@ -195,7 +195,7 @@ async fn open_shards(
     let core_memory = config.memory_bytes as usize / plan.cores;
     let shard_memory = core_memory / plan.shards.len().max(1);
     let options = ShardOptions {
-        resident_bytes_max: shard_memory / 5,
+        resident_bytes_max: shard_memory / 5 * 2,
         memtable_bytes_max: shard_memory / 5,
         ..ShardOptions::default()
     };

@@ -76,7 +76,7 @@ pub(super) enum Message {
 impl mailbox::Message for Message {
     fn bytes(&self) -> usize {
         match self {
-            Message::Request { frame, .. } | Message::Answer { frame, .. } => frame.len() + 64,
+            Message::Request { frame, .. } | Message::Answer { frame, .. } => frame.capacity() + 64,
             Message::ScanFrame { frame, .. } => frame.records().len() + 64,
             Message::StatPart { .. } | Message::Step { .. } => 4096,
             Message::SeqnosTold { part, .. } => part.as_ref().map_or(0, |part| 16 * part.len()) + 64,

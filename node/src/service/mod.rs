@@ -44,7 +44,7 @@ use crate::command::{
 use crate::core::CoreId;
 use crate::core::mailbox::{MailboxEnds, Mailboxes, mailboxes};
 use crate::dcp::streams::Streams;
-use crate::net::{self, ConnId, Connection, Order, Ticket};
+use crate::net::{self, ConnId, Connection, Order, SmallBuffers, Ticket};
 use crate::protocol::{Frame, Opcode, Refusal, Status};
 use crate::range_scan::{ConnectionId, RangeScanConfig, RangeScans};
 use crate::telemetry::CoreTimings;
@@ -143,6 +143,7 @@ pub struct CoreService {
     lifecycle: Option<Rc<Lifecycle>>,
     timings: Rc<CoreTimings>,
     burst: Burst,
+    frames: SmallBuffers,
     outbox: OnceCell<Outbox>,
     waiting: RefCell<HashMap<Token, Waiting, ahash::RandomState>>,
     tokens: Cell<u64>,
@@ -194,6 +195,7 @@ impl CoreService {
             hosts,
             timings: timings.clone(),
             burst: Burst::default(),
+            frames: SmallBuffers::default(),
             outbox: OnceCell::new(),
             waiting: RefCell::default(),
             tokens: Cell::new(0),
@@ -305,7 +307,7 @@ impl CoreService {
 
     fn execute_there(&self, host: CoreId, view: SessionView, request: &Request<'_>, waiting: Waiting) {
         let token = self.wait_for(waiting);
-        let mut frame = Vec::with_capacity(request.frame.frame_bytes());
+        let mut frame = self.frames.take(request.frame.frame_bytes());
         request.copy(&mut frame);
         self.send(host, Message::Request { token, view, received_ns: request.received_ns, frame });
     }

@@ -18,7 +18,7 @@
 //! - A handle keeps the allocation alive. A lock-free structure owns one count for each place that it stores an item in, and gives it up through
 //!   [`crate::epoch`], so that a pinned reader may take a count of its own.
 //!
-//! Cost: one allocation a version; 24 bytes beside key and value in the usual case, and what the allocator adds.
+//! Cost: one piece of memory a version; 24 bytes beside key and value in the usual case, and what rounding adds ([`crate::slab`]).
 //! Does not know: which version is newest, who holds handles.
 
 #![allow(unsafe_code)]
@@ -33,6 +33,7 @@ use std::ops::Deref;
 use std::ptr::NonNull;
 
 use crate::atomic::{AtomicU32, Ordering, fence};
+use crate::slab;
 use crate::types::{Cas, ItemMeta, KEY_BYTES_MAX, Kind, SEQNO_MAX, Seqno};
 
 /// Longest value that an item holds, in bytes.
@@ -41,26 +42,13 @@ pub const VALUE_BYTES_MAX: usize = (1 << 29) - 1;
 /// Largest datatype: its bits are JSON, Snappy, xattr.
 pub const DATATYPE_MAX: u8 = 7;
 
-/// What the allocator of the C library takes for itself in front of an allocation.
-const ALLOCATOR_HEADER_BYTES: usize = 8;
-
-/// What it rounds to.
-const ALLOCATOR_ROUND_BYTES: usize = 16;
-
-/// Its smallest piece.
-const ALLOCATOR_BYTES_MIN: usize = 32;
+/// Items up to this size have a layout of their class, so that those that are rounded alike can use each other's memory.
+const SMALL_BYTES_MAX: usize = 512;
 
 /// The flags that SDKs set for JSON documents ("common flags", format JSON).
 const FLAGS_JSON: u32 = 0x0200_0000;
 
 const COUNT_MAX: u32 = u32::MAX / 2;
-
-/// The bytes that an allocation of `len` really takes.
-#[must_use]
-pub const fn allocated_bytes(len: usize) -> usize {
-    let bytes = (len + ALLOCATOR_HEADER_BYTES).next_multiple_of(ALLOCATOR_ROUND_BYTES);
-    if bytes < ALLOCATOR_BYTES_MIN { ALLOCATOR_BYTES_MIN } else { bytes }
-}
 
 #[repr(C)]
 struct Head {
@@ -126,10 +114,14 @@ impl Shape {
     }
 
     fn layout(self) -> Layout {
-        // All that the allocator gives anyway: items that it rounds to the same size have the same layout.
-        let bytes = allocated_bytes(size_of::<Head>() + self.tail_len()) - ALLOCATOR_HEADER_BYTES;
-        Layout::from_size_align(bytes, align_of::<Head>()).expect("lengths are bounded")
+        layout_of(size_of::<Head>() + self.tail_len())
     }
+}
+
+/// The layout of an item of `len` bytes.
+fn layout_of(len: usize) -> Layout {
+    let bytes = if len <= SMALL_BYTES_MAX { slab::piece_bytes(len) } else { len };
+    Layout::from_size_align(bytes, align_of::<Head>()).expect("lengths are bounded")
 }
 
 /// One version of a document. See the module.
@@ -337,7 +329,7 @@ impl Item {
     #[must_use]
     #[inline]
     pub fn resident_bytes(&self) -> usize {
-        allocated_bytes(size_of::<Head>() + self.shape().tail_len())
+        slab::taken_bytes(size_of::<Head>() + self.shape().tail_len())
     }
 
     /// Whether both are handles on the same allocation.
@@ -528,7 +520,7 @@ mod tests {
     }
 
     #[test]
-    fn a_usual_document_takes_24_bytes_and_what_the_allocator_adds() {
+    fn a_usual_document_takes_24_bytes_beside_key_and_value() {
         let meta = ItemMeta {
             seqno: Seqno(7),
             cas: Cas(1),
@@ -539,7 +531,7 @@ mod tests {
             kind: Kind::Mutation,
         };
         let item = Item::new(meta, &[b'k'; 20], &[b'v'; 88]);
-        assert_eq!(item.resident_bytes(), 144);
+        assert_eq!(item.resident_bytes(), 24 + 20 + 88 + 4, "rounded to eight bytes");
         assert_eq!(item.handles(), 1);
         assert_eq!(item.clone().handles(), 2);
     }

@@ -14,6 +14,7 @@ mod atomic;
 pub mod cache;
 #[cfg(all(test, any(loom, shuttle)))]
 mod checking;
+pub mod collections;
 pub mod env;
 pub mod epoch;
 pub mod extent;
@@ -35,6 +36,7 @@ pub mod scan;
 pub mod seqlist;
 pub mod seqlog;
 pub mod shard;
+mod slab;
 pub mod sync;
 pub mod types;
 pub mod vbstore;

@@ -20,7 +20,7 @@ use crate::format::FormatError;
 use crate::format::batch::{
     BATCH_HEADER_BYTES, BatchHeader, Log, batch_blocks, peek_batch, seal_batch, verify_batch,
 };
-use crate::format::manifest_record::{BucketDesc, Extent, Record, VbState};
+use crate::format::manifest_record::{BucketDesc, CollectionsDesc, Extent, Record, VbState};
 use crate::format::superblock::{Geometry, SUPERBLOCK_SLOTS, Superblock};
 use crate::io::{BLOCK_BYTES, Device};
 use crate::sync::Lock;
@@ -162,6 +162,7 @@ impl ManifestState {
                 }
                 state.runs.insert(at.unwrap_or(0).min(state.runs.len()), run);
             }
+            Record::Collections { bucket, vb, desc } => self.vbucket(bucket, vb)?.collections = desc,
         }
         Ok(())
     }
@@ -196,9 +197,13 @@ impl ManifestState {
         let gone = self.log_from.iter();
         records.extend(gone.map(|(&(bucket, vb), &log_from)| Record::VbucketGone { bucket, vb, log_from }));
         for vbucket in self.vbuckets.values() {
+            let (bucket, vb, desc) = (vbucket.bucket, vbucket.vb, vbucket.collections.clone());
             records.push(Record::Vbucket(Box::new(vbucket.clone())));
             if !vbucket.topology.is_empty() {
                 records.push(vbucket.role());
+            }
+            if desc != CollectionsDesc::default() {
+                records.push(Record::Collections { bucket, vb, desc });
             }
         }
         records
@@ -621,6 +626,7 @@ mod tests {
             runs: vec![],
             segments: vec![],
             marks: vec![],
+            collections: Default::default(),
         }))
     }
 

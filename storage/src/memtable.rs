@@ -18,6 +18,7 @@ use std::collections::BTreeSet;
 use std::ops::Bound;
 use std::rc::Rc;
 
+use crate::collections::Collections;
 use crate::format::index::DeathMark;
 use crate::format::manifest_record::VbCounts;
 use crate::item::Item;
@@ -68,6 +69,7 @@ pub struct Memtable {
     first: Seqno,
     last: Seqno,
     counts: VbCounts,
+    collections: Option<Rc<Collections>>,
 }
 
 impl Memtable {
@@ -202,11 +204,23 @@ impl Memtable {
         self.counts
     }
 
-    /// Makes it immutable: no more insertions. `counts` are the vbucket's at this moment, `reader` reads the sequence list from [`Memtable::first`] on,
+    /// The vbucket's collections as they were when it was frozen; none before.
+    #[must_use]
+    pub fn collections(&self) -> Option<&Collections> {
+        self.collections.as_deref()
+    }
+
+    /// Makes it immutable: no more insertions. `counts` and `collections` are the vbucket's at this moment, `reader` reads the sequence list from [`Memtable::first`] on,
     /// as it is at this moment.
     #[must_use]
-    pub fn freeze(mut self, counts: VbCounts, reader: RangeReader) -> Rc<Memtable> {
+    pub fn freeze(
+        mut self,
+        counts: VbCounts,
+        collections: Rc<Collections>,
+        reader: RangeReader,
+    ) -> Rc<Memtable> {
         self.counts = counts;
+        self.collections = Some(collections);
         self.reader = Some(reader);
         Rc::new(self)
     }
@@ -240,7 +254,7 @@ mod tests {
         assert_eq!(table.at_or_after(b"a", true).unwrap().key(), b"b");
         assert_eq!(table.bytes(), table.iter().map(|item| item.resident_bytes()).sum::<usize>());
         let reader = versions.open(table.first(), Seqno(0));
-        let table = table.freeze(VbCounts::default(), reader);
+        let table = table.freeze(VbCounts::default(), Rc::default(), reader);
         versions.take(&item(14, "a"), Seqno(13));
         let (mut next, mut found) = (Seqno(0), Vec::new());
         while table.next_by_seqno(&mut next, &mut found) {}

@@ -71,7 +71,7 @@ pub enum Kind {
     Deletion = 2,
     /// The key's expiry passed.
     Expiration = 3,
-    /// A collection or scope event; reserved, not written yet.
+    /// A collection or scope came or went; see [`crate::collections`].
     SystemEvent = 4,
     /// A pending durable write; reserved, not written yet.
     Prepare = 5,
@@ -139,4 +139,40 @@ pub struct FailoverEntry {
     pub uuid: VbUuid,
     /// The high seqno when it began.
     pub seqno: Seqno,
+}
+
+/// What is known of one collection.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub struct Collection {
+    /// Its id.
+    pub id: u32,
+    /// The event that created it; 0 for the default collection, which needs none.
+    pub created: Seqno,
+    /// The event that dropped it; 0 while it is there.
+    pub dropped: Seqno,
+    /// Live documents; of one that was dropped: those that are not erased yet.
+    pub items: u64,
+    /// Bytes of their keys and values.
+    pub bytes: u64,
+    /// Its newest version or event.
+    pub high_seqno: Seqno,
+}
+
+impl Collection {
+    /// Whether it is there.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.dropped == Seqno(0)
+    }
+}
+
+/// What is known of one scope.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub struct Scope {
+    /// Its id.
+    pub id: u32,
+    /// The event that created it; 0 for the default scope, which needs none.
+    pub created: Seqno,
+    /// The event that dropped it; 0 while it is there.
+    pub dropped: Seqno,
 }

@@ -223,15 +223,16 @@ impl Versions {
         self.list.visit(from, slots, visit)
     }
 
-    /// Takes out a tombstone that nothing replaces, unless a reader can still see it: then it stays. Returns whether it is gone.
-    pub fn purge(&mut self, tombstone: &Item) -> bool {
-        let seqno = tombstone.seqno();
+    /// Takes out a version that nothing replaces and nobody asks for any more (a tombstone, a document of a dropped collection), unless a reader can
+    /// still see it: then it stays. Returns whether it is gone.
+    pub fn purge(&mut self, item: &Item) -> bool {
+        let seqno = item.seqno();
         if !is_on(Mutant::ForgetReaders) && self.registry.needs(seqno, Seqno(u64::MAX)) {
             return false;
         }
-        self.remove_newest(tombstone);
+        self.remove_newest(item);
         self.stats.purged += 1;
-        self.stats.purged_tombstones += 1;
+        self.stats.purged_tombstones += u64::from(item.is_deleted());
         true
     }
 

@@ -7,6 +7,7 @@
 //! Does not know: nodes.
 
 mod bucket;
+mod collection;
 mod drain;
 mod trace;
 mod vbucket;
@@ -18,6 +19,7 @@ pub(crate) use bucket::{BucketAction, BucketArgs};
 use clap::builder::styling::{AnsiColor, Styles};
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
+pub(crate) use collection::{CollectionAction, CollectionArgs};
 pub(crate) use drain::DcpDrainArgs;
 use ringbase::auth::Role;
 use ringbase::client::{DEFAULT_ADDRESS, SourceForm};
@@ -101,6 +103,8 @@ pub(crate) enum Command {
     Trace(TraceArgs),
     /// Create, list, change, empty and delete buckets
     Bucket(BucketArgs),
+    /// Create, list and drop collections
+    Collection(CollectionArgs),
     /// Show what the vbuckets of a bucket are, change and delete them
     Vbucket(VbucketArgs),
     /// Change a users file

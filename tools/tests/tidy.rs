@@ -33,6 +33,7 @@ const UNSAFE_HOMES: &[&str] = &[
     "storage/src/item",
     "storage/src/prefetch",
     "storage/src/seqlist",
+    "storage/src/slab",
     "storage/src/hashtable",
     "node/src/core",
 ];

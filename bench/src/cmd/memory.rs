@@ -31,6 +31,9 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Time between two looks at the memory; at rest they are alike.
 const PAUSE: Duration = Duration::from_millis(500);
 
+/// Pauses without a change after which memory is at rest.
+const STILL: u32 = 4;
+
 /// Time in which memory goes back to the system, at most.
 const LET_GO: Duration = Duration::from_secs(20);
 
@@ -146,10 +149,10 @@ fn measure(args: &MemoryArgs, generator: &Generator, value_bytes: usize) -> Resu
     })
 }
 
-/// Memory of a node that keeps this many items in one bucket: a fifth of it is for versions in memory.
+/// Memory of a node that keeps this many items in one bucket: two fifths of it are for versions in memory.
 fn memory_mib(items: u64, item_bytes: usize) -> u64 {
     let versions = items * (item_bytes as u64 + 100);
-    ((versions * 6) >> 20).max(4096)
+    ((versions * 3) >> 20).max(4096)
 }
 
 fn fill(connect: &ConnectOptions, generator: &Generator) -> Result<(), BenchError> {
@@ -178,14 +181,16 @@ fn fill(connect: &ConnectOptions, generator: &Generator) -> Result<(), BenchErro
     Err(BenchError::Unsound(text))
 }
 
-/// Resident bytes of the node once they do not change any more.
+/// Resident bytes of the node once they have not changed for [`STILL`] pauses.
 fn at_rest(node: &NodeProcess) -> Result<u64, BenchError> {
     let started = Instant::now();
     let mut last = node.resident_bytes()?;
+    let mut still = 0;
     loop {
         std::thread::sleep(PAUSE);
         let now = node.resident_bytes()?;
-        if now.abs_diff(last) < 1 << 20 || started.elapsed() > PATIENCE {
+        still = if now.abs_diff(last) < 1 << 20 { still + 1 } else { 0 };
+        if still == STILL || started.elapsed() > PATIENCE {
             return Ok(now);
         }
         last = now;

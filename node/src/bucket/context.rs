@@ -23,8 +23,10 @@ use super::parked::Parked;
 use super::settings::BucketSettings;
 use super::shared::{SharedBucket, TableCopies};
 use super::states::VbucketStates;
-use super::tally::Tally;
+use super::tally::{Tally, count};
+use super::usage::{CoreCollections, Usage};
 use crate::protocol::dcp::signal::VbucketState;
+use crate::protocol::{CollectionId, Manifest};
 
 /// What commands on a bucket need beside its vbuckets.
 pub struct BucketContext {
@@ -43,6 +45,7 @@ pub struct BucketContext {
     /// Runs of the expiry pager on this core.
     pub pager_runs: Cell<u64>,
     settings: Cell<BucketSettings>,
+    collections: RefCell<Rc<CoreCollections>>,
     /// Memory quota in bytes, on all cores.
     quota_bytes: Cell<u64>,
     /// Bytes of requests that wait for the disk.
@@ -102,6 +105,7 @@ impl BucketContext {
             parked: Parked::default(),
             pager_runs: Cell::new(0),
             settings: Cell::new(settings),
+            collections: RefCell::default(),
             quota_bytes: Cell::new(0),
             waiting_bytes: Cell::new(0),
             waiting: Cell::new(0),
@@ -115,6 +119,45 @@ impl BucketContext {
     #[inline]
     pub fn settings(&self) -> BucketSettings {
         self.settings.get()
+    }
+
+    /// Its collections as they are now.
+    #[must_use]
+    #[inline]
+    pub fn collections(&self) -> Rc<CoreCollections> {
+        self.collections.borrow().clone()
+    }
+
+    /// Whether there is a collection with this id now.
+    #[must_use]
+    #[inline]
+    pub fn has_collection(&self, id: CollectionId) -> bool {
+        self.collections.borrow().manifest().has(id)
+    }
+
+    /// Longest life of a document of a collection in seconds, 0 for no limit; `None` if there is no such collection.
+    #[must_use]
+    #[inline]
+    pub fn ttl_seconds_max(&self, id: CollectionId) -> Option<u32> {
+        let collections = self.collections.borrow();
+        let (collection, _) = collections.get(id)?;
+        Some(collection.max_ttl.unwrap_or(self.settings.get().ttl_seconds_max))
+    }
+
+    /// Counts a use of a collection.
+    #[inline]
+    pub fn count_use(&self, id: CollectionId, of: impl FnOnce(&Usage) -> &Cell<u64>) {
+        if let Some((_, usage)) = self.collections.borrow().get(id) {
+            count(of(usage));
+        }
+    }
+
+    /// Another manifest is in force.
+    pub fn set_manifest(&self, manifest: &Arc<Manifest>) {
+        let now = self.collections();
+        if now.manifest() != manifest {
+            self.collections.replace(Rc::new(now.with(manifest.clone())));
+        }
     }
 
     /// Memory quota in bytes, on all cores.

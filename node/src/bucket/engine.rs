@@ -23,11 +23,14 @@ use ringbase_storage::types::{BucketId, ShardId, VbId};
 use ringbase_storage::vbstore::VbStore;
 
 use super::context::{BucketContext, LocalBucket};
+use super::description::BucketConfig;
 use super::set::BucketSet;
 use super::settings::{BucketSettings, SettingsError};
 use super::shared::{SharedBuckets, TableCopies};
 use super::states::{Access, Verdict};
-use super::{ephemeral, pager};
+use super::{ephemeral, events, pager};
+use crate::protocol::CollectionId;
+use crate::protocol::dcp::signal::VbucketState;
 use crate::range_scan::{ActiveVbuckets, VbAddress};
 
 /// Why the buckets of a core cannot be served.
@@ -169,14 +172,28 @@ impl Engine {
     pub fn publish(&self, set: &BucketSet) -> Result<(), EngineError> {
         let mut served = Vec::with_capacity(set.buckets.len());
         for bucket in set.buckets.iter().filter(|bucket| set.emptying != Some(bucket.id)) {
-            let settings = BucketSettings::parse(&bucket.config)
+            let BucketConfig { settings, collections } = BucketConfig::parse(&bucket.config)
                 .map_err(|source| EngineError::Settings { name: bucket.name.clone(), source })?;
             let local = self.bucket(bucket.id).unwrap_or_else(|| self.take_in(bucket, settings));
             self.bound(&local, settings);
+            local.context.set_manifest(collections.manifest());
             served.push(local);
         }
         *self.buckets.borrow_mut() = served;
         Ok(())
+    }
+
+    /// Writes the events that active vbuckets lack: call it after [`Engine::publish`]. A vbucket that cannot take them now, because its shard has
+    /// failed, gets them the next time; one that is not active when it becomes so.
+    pub async fn bring_events_into_line(&self) {
+        for bucket in self.buckets() {
+            for store in bucket.vbuckets() {
+                let _changing = bucket.changing.lock().await;
+                if bucket.state(store.id()) == Some(VbucketState::Active) {
+                    events::bring_into_line(&bucket.context, &store).await;
+                }
+            }
+        }
     }
 
     fn take_in(&self, bucket: &BucketDesc, settings: BucketSettings) -> Rc<LocalBucket> {
@@ -254,7 +271,7 @@ impl Engine {
     /// # Errors
     /// `Settings`, `Shard`.
     pub async fn prepare(&self, bucket: &BucketDesc) -> Result<(), EngineError> {
-        let settings = BucketSettings::parse(&bucket.config)
+        let BucketConfig { settings, .. } = BucketConfig::parse(&bucket.config)
             .map_err(|source| EngineError::Settings { name: bucket.name.clone(), source })?;
         for shard in self.followers() {
             shard.create_bucket_in(bucket.clone(), settings.home()).await.map_err(refused(shard))?;
@@ -339,5 +356,9 @@ impl ActiveVbuckets for Engine {
         let bucket = self.bucket(at.bucket)?;
         let verdict = bucket.context.states.verdict(at.vb, Access::RangeScan);
         if verdict == Verdict::Admitted { bucket.vbucket(at.vb) } else { None }
+    }
+
+    fn has_collection(&self, bucket: BucketId, collection: CollectionId) -> bool {
+        self.bucket(bucket).is_some_and(|bucket| bucket.context.has_collection(collection))
     }
 }

@@ -1,4 +1,5 @@
-//! Housekeeping of a bucket that lives in memory only: old tombstones go, key indexes that nobody uses go, and when memory is short and the bucket
+//! Housekeeping of a bucket that lives in memory only: old tombstones go, what dropped collections left goes, key indexes that nobody uses go,
+//! and when memory is short and the bucket
 //! says so, its oldest documents go.
 //!
 //! Every second the bucket's vbuckets on this core are looked at. Tombstones older than `ephemeral_metadata_purge_age` are purged every
@@ -13,7 +14,7 @@
 use std::rc::{Rc, Weak};
 use std::time::Duration;
 
-use ringbase_storage::types::{Cas, Seqno};
+use ringbase_storage::types::{Cas, Kind, Seqno};
 use ringbase_storage::vbstore::{Found, VbStore};
 
 use super::context::{BucketContext, LocalBucket};
@@ -64,6 +65,7 @@ async fn run(context: Rc<BucketContext>, bucket: Weak<LocalBucket>) {
             if let (true, Some(age)) = (is_due, settings.purge_age_seconds) {
                 purge(&context, store, context.now().saturating_sub(age)).await;
             }
+            erase(&context, store).await;
             store.drop_idle_index(now_ns.saturating_sub(INDEX_IDLE.as_nanos() as u64));
         }
         if settings.full_policy == FullPolicy::AutoDelete {
@@ -75,6 +77,18 @@ async fn run(context: Rc<BucketContext>, bucket: Weak<LocalBucket>) {
 /// Drops the tombstones of a vbucket that were made before `before`.
 async fn purge(context: &BucketContext, store: &VbStore, before: u32) {
     while store.purge_tombstones(before) {
+        context.env.spawn.yield_now().await;
+    }
+}
+
+/// Erases what is left of dropped collections. What a reader still sees is left for the next look.
+async fn erase(context: &BucketContext, store: &VbStore) {
+    if store.hidden_items() == 0 {
+        return;
+    }
+    let mut from = Seqno(0);
+    while let Some(next) = store.erase_dropped(from) {
+        from = next;
         context.env.spawn.yield_now().await;
     }
 }
@@ -102,7 +116,8 @@ async fn make_room(context: &Rc<BucketContext>, vbuckets: &[Rc<VbStore>]) {
             for item in oldest {
                 let (key, found) = (item.key(), Found::Version(item.clone()));
                 let document = Document { store, bucket: context, key, found: &found, now: context.now() };
-                if document.live().is_some() && document.remove(Cas(0)).is_ok() {
+                let is_document = item.kind() != Kind::SystemEvent;
+                if is_document && document.live().is_some() && document.remove(Cas(0)).is_ok() {
                     count(&context.tally.auto_delete_count);
                 }
             }

@@ -10,6 +10,7 @@
 //! | delete | every core withdraws it and waits for its requests; **shard 0 deletes it**; the others delete it |
 //! | empty | the others make its successor; every core withdraws it; **shard 0 replaces it**; publish; the others delete the old one |
 //! | set | **shard 0 changes its description**; every core publishes it |
+//! | manifest | as set; then every core brings the events of its vbuckets into line |
 //!
 //! To empty a bucket is to replace it by one with the same name, uuid and settings and another number: every vbucket has a new history branch
 //! and seqnos from 1, and nothing of the old one can be taken for the new one's, in the log neither.
@@ -32,8 +33,11 @@ use ringbase_storage::shard::Shard;
 use ringbase_storage::sync::Lock;
 use ringbase_storage::types::BucketId;
 
+use super::collections::SuccessorError;
+use super::description::BucketConfig;
 use super::set::BucketSet;
 use super::settings::{BucketSettings, SettingsError};
+use crate::protocol::Manifest;
 
 /// Most buckets of a node.
 pub const BUCKETS_MAX: usize = 100;
@@ -75,6 +79,13 @@ pub enum BucketChange {
         /// Its new value.
         value: String,
     },
+    /// Give it other collections.
+    Manifest {
+        /// Which bucket.
+        bucket: BucketId,
+        /// Its new manifest.
+        manifest: Arc<Manifest>,
+    },
 }
 
 /// Why a bucket was not changed. Nothing has changed but for `Failed`, where the next start decides.
@@ -114,6 +125,9 @@ pub enum ChangeError {
     /// The settings.
     #[error(transparent)]
     Settings(#[from] SettingsError),
+    /// The manifest may not follow the one that the bucket has.
+    #[error(transparent)]
+    Manifest(#[from] SuccessorError),
     /// More memory than there is.
     #[error("max_size={asked} is more than the {most} bytes that this node has for documents")]
     Quota {
@@ -145,7 +159,7 @@ pub enum Step {
         /// What connections are to see.
         set: Arc<BucketSet>,
     },
-    /// Serve these buckets.
+    /// Serve these buckets, and tell their vbuckets which collections they have.
     Publish(Arc<BucketSet>),
     /// Delete a bucket that nobody sees any more.
     Remove(BucketId),
@@ -190,6 +204,7 @@ impl Lifecycle {
             BucketChange::Create { name, module, config } => self.create(cores, name, module, config).await,
             BucketChange::Delete { name } => self.delete(cores, name).await,
             BucketChange::Empty { name } => self.empty(cores, name).await,
+            BucketChange::Manifest { bucket, manifest } => self.set_manifest(cores, *bucket, manifest).await,
             BucketChange::Set { bucket, key, value } => self.change_setting(cores, *bucket, key, value).await,
         }
     }
@@ -246,7 +261,7 @@ impl Lifecycle {
         let new = BucketDesc { id: self.authority.next_bucket_id(), ..old.clone() };
         self.prepare(cores, &new).await?;
         self.withdraw(cores, old.id, set.emptying(old.id)).await?;
-        let home = BucketSettings::parse(&new.config)?.home();
+        let home = BucketConfig::parse(&new.config)?.settings.home();
         let replaced = self.authority.replace_bucket(old.id, new.clone(), home).await;
         replaced.map_err(|error| failed(&error))?;
         let emptied = self.set().replaced(old.id, new);
@@ -264,8 +279,38 @@ impl Lifecycle {
         let set = self.set();
         let absent = || ChangeError::Absent { name: bucket.to_string() };
         let current = set.current(bucket).and_then(|id| set.get(id)).ok_or_else(absent)?;
-        let settings = self.checked(BucketSettings::parse(&current.config)?.changed(key, value)?)?;
-        let changed = BucketDesc { config: settings.to_string(), ..current.clone() };
+        let config = BucketConfig::parse(&current.config)?;
+        let settings = self.checked(config.settings.changed(key, value)?)?;
+        self.describe(cores, &set, current, &BucketConfig { settings, ..config }).await
+    }
+
+    async fn set_manifest(
+        &self,
+        cores: &dyn Cores,
+        bucket: BucketId,
+        manifest: &Arc<Manifest>,
+    ) -> Result<(), ChangeError> {
+        let set = self.set();
+        let absent = || ChangeError::Absent { name: bucket.to_string() };
+        let current = set.current(bucket).and_then(|id| set.get(id)).ok_or_else(absent)?;
+        let config = BucketConfig::parse(&current.config)?;
+        match config.collections.successor(manifest)? {
+            None => Ok(()),
+            Some(collections) => {
+                self.describe(cores, &set, current, &BucketConfig { collections, ..config }).await
+            }
+        }
+    }
+
+    /// Gives a bucket another description.
+    async fn describe(
+        &self,
+        cores: &dyn Cores,
+        set: &BucketSet,
+        current: &BucketDesc,
+        config: &BucketConfig,
+    ) -> Result<(), ChangeError> {
+        let changed = BucketDesc { config: config.to_string(), ..current.clone() };
         self.authority.update_bucket(changed.clone()).await.map_err(|error| failed(&error))?;
         self.publish(cores, set.with(changed)).await
     }

@@ -1,12 +1,12 @@
 //! Buckets: the named data sets of a node, and what a request may do to a document of one.
 //!
-//! Bottom up: [`expiry`] (when a document ends), [`settings`] (what a bucket's text says), [`tally`] (what is counted), [`set`] (which buckets
-//! there are), [`states`] (what a vbucket is to clients), [`shared`] (what other cores may look at), [`locks`] (documents that are locked for a
-//! while), [`parked`] (requests that wait for a vbucket), [`context`] (a bucket on a core),
-//! [`document`] (one key's next version by memcached's rules), `pager` (expired documents that
-//! nobody asks for), `ephemeral` (purging and room in memory), [`engine`] (the
-//! shards of one core and their buckets), [`lifecycle`] (buckets come and go on all shards), [`vbuckets`] (vbuckets change their state, come and
-//! go).
+//! Bottom up: [`expiry`] (when a document ends), [`settings`] (how a bucket behaves), [`collections`] (which manifest follows which),
+//! [`description`] (both as a bucket's text), [`tally`] (what is counted), [`usage`] (the collections on a core, and their counters), [`set`]
+//! (which buckets there are), [`states`] (what a vbucket is to clients), [`shared`] (what other cores may look at), [`locks`] (documents that are
+//! locked for a while), [`parked`] (requests that wait for a vbucket), [`context`] (a bucket on a core), [`document`] (one key's next version by
+//! memcached's rules), `events` (what a vbucket is told of collections), `pager` (expired documents that nobody asks for), `ephemeral` (purging and
+//! room in memory), [`engine`] (the shards of one core and their buckets), [`lifecycle`] (buckets come and go on all shards), [`vbuckets`]
+//! (vbuckets change their state, come and go).
 //!
 //! Invariants
 //! - Every rule about CAS, expiry, locks and counters is in [`document`]; the wire and its statuses are not.
@@ -14,6 +14,8 @@
 //!
 //! Does not know: opcodes, statuses, connections, sockets.
 
+pub mod collections;
+pub mod description;
 pub mod expiry;
 pub mod locks;
 pub mod parked;
@@ -22,10 +24,12 @@ pub mod settings;
 pub mod shared;
 pub mod states;
 pub mod tally;
+pub mod usage;
 
 pub mod context;
 pub mod document;
 mod ephemeral;
+mod events;
 mod pager;
 
 pub mod engine;
@@ -33,7 +37,9 @@ pub mod engine;
 pub mod lifecycle;
 pub mod vbuckets;
 
+pub use collections::{BucketCollections, SuccessorError};
 pub use context::{BucketContext, LocalBucket};
+pub use description::BucketConfig;
 pub use document::{Document, Failure};
 pub use engine::{Engine, EngineError, shard_of};
 pub use lifecycle::{BucketChange, ChangeError, Cores, Lifecycle, Step};
@@ -42,4 +48,5 @@ pub use settings::{BucketSettings, BucketType};
 pub use shared::SharedBuckets;
 pub use states::{Access, Verdict, verdict};
 pub use tally::Tally;
+pub use usage::CoreCollections;
 pub use vbuckets::{Topology, VbucketChange, VbucketError};

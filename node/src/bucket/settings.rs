@@ -24,6 +24,8 @@ use std::fmt;
 
 use ringbase_storage::shard::Home;
 
+use crate::protocol::manifest::ManifestError;
+
 /// Longest document value that any bucket takes, in bytes.
 pub const ITEM_BYTES_MAX: usize = 20 * 1024 * 1024;
 
@@ -46,6 +48,9 @@ pub enum SettingsError {
         /// Its name.
         key: String,
     },
+    /// The collections that are stored beside the settings cannot be read.
+    #[error("the collections of the bucket cannot be read")]
+    Collections(#[from] ManifestError),
     /// The value is none of the words it may be.
     #[error("bucket setting {key} must be {first} or {second}, found {found:?}")]
     Word {

@@ -2,8 +2,8 @@
 //!
 //! | change | steps |
 //! |---|---|
-//! | set | **durable, with a new branch if it becomes active**; then every core sees it |
-//! | make | **durable, empty, with a fresh branch**; then every core sees it |
+//! | set | **durable, with a new branch if it becomes active**; it gets the events of collections that it lacks then; every core sees it |
+//! | make | **durable, empty, with a fresh branch**, and events likewise; then every core sees it |
 //! | delete | every core sees it dead; **gone, durably**; then every core sees it gone |
 //!
 //! Invariants
@@ -22,6 +22,7 @@ use ringbase_storage::vbstore::VbStore;
 
 use super::context::LocalBucket;
 use super::engine::{Engine, shard_of};
+use super::events;
 use crate::protocol::dcp::signal::VbucketState;
 pub use crate::protocol::vbucket::Topology;
 use crate::range_scan::VbAddress;
@@ -140,6 +141,9 @@ impl Engine {
             if let Some(slot) = bucket.stores.borrow_mut().get_mut(usize::from(vb.0)) {
                 *slot = Some(made.clone());
             }
+            if is_active {
+                events::bring_into_line(&bucket.context, &made).await;
+            }
             bucket.offer(&made);
             return Ok(());
         };
@@ -148,7 +152,9 @@ impl Engine {
             let set = shard.set_vbucket_role(&store, role.clone(), branches).await;
             set.map_err(VbucketError::Failed)?;
         }
-        if !is_active {
+        if is_active {
+            events::bring_into_line(&bucket.context, &store).await;
+        } else {
             bucket.context.locks.forget(vb);
         }
         bucket.tell_topology(vb, &role);

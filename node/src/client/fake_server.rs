@@ -105,6 +105,7 @@ impl Peer {
                         uuid: 1,
                         vbucket_count: VBUCKETS,
                         is_ephemeral: false,
+                        manifest_uid: 0,
                     };
                     let map = encode_bucket(version, NodePorts { kv: 1, mgmt: None }, &bucket);
                     self.send(&asked.answer(Status::SUCCESS).value(&map));

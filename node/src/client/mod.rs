@@ -31,6 +31,7 @@ pub mod scan_queue;
 
 pub mod scan_all;
 
+mod collections;
 pub mod dcp;
 
 pub mod generate;

@@ -23,7 +23,7 @@ use super::stat::StatJob;
 use super::{bucket, cluster, collections, connection, ioctl, param, sasl, seqnos, stat};
 use crate::auth::Role;
 use crate::bucket::Access;
-use crate::protocol::{CloseReason, CollectionId, Frame, Incoming, Opcode, Refusal, Status, admit};
+use crate::protocol::{CloseReason, Frame, Incoming, Opcode, Refusal, Status, admit};
 
 /// What becomes of a frame.
 #[derive(Debug)]
@@ -112,7 +112,7 @@ const fn home_of(opcode: Opcode) -> Home {
         Opcode::STAT => Home::Stat,
         Opcode::GET_ALL_VB_SEQNOS => Home::VbSeqnos,
         Opcode::SET_PARAM => Home::SetParam,
-        Opcode::CREATE_BUCKET | Opcode::DELETE_BUCKET => Home::Bucket,
+        Opcode::CREATE_BUCKET | Opcode::DELETE_BUCKET | Opcode::COLLECTIONS_SET_MANIFEST => Home::Bucket,
         Opcode::IOCTL_GET | Opcode::IOCTL_SET => Home::Ioctl,
         Opcode::HELLO
         | Opcode::SASL_LIST_MECHS
@@ -224,10 +224,18 @@ impl Session {
                 Ok(Asked::Bucket(job)) => return Next::Bucket(job),
                 Err(outcome) => outcome,
             },
-            (Ok(()), Home::Bucket) => match bucket::begin(self, &request, &responder, out) {
-                Ok(job) => return Next::Bucket(job),
-                Err(outcome) => outcome,
-            },
+            (Ok(()), Home::Bucket) => {
+                let begun = match request.opcode() {
+                    Opcode::COLLECTIONS_SET_MANIFEST => {
+                        collections::set_manifest(self, &request, &responder, out)
+                    }
+                    _ => bucket::begin(self, &request, &responder, out),
+                };
+                match begun {
+                    Ok(job) => return Next::Bucket(job),
+                    Err(outcome) => outcome,
+                }
+            }
             (Ok(()), Home::Ioctl) => match ioctl::begin(self, &request, &responder, out) {
                 Ok(job) => return Next::TraceDump(job),
                 Err(outcome) => outcome,
@@ -299,8 +307,9 @@ impl Session {
         if self.is_emptying() {
             return Err(responder.fail(env, Status::ETMPFAIL, out));
         }
-        if request.key.is_some_and(|key| key.collection != CollectionId::DEFAULT) {
-            return Err(collections::unknown(env, responder, Status::UNKNOWN_COLLECTION, out));
+        if request.key.is_some_and(|key| !self.manifest().has(key.collection)) {
+            let uid = self.manifest().uid();
+            return Err(collections::unknown(env, responder, Status::UNKNOWN_COLLECTION, uid, out));
         }
         if request.vbucket().0 >= self.shared.vbucket_count() {
             return Err(cluster::not_my_vbucket(self, responder, out));

@@ -28,7 +28,7 @@ impl BucketJob {
             Ok(()) => responder.success(env).encode(out),
             Err(error) => {
                 let context = ErrorContext::text(&error.to_string());
-                // None of these is a status that an old client could not be told.
+                // None of these is a status that an old client could not be told, or would lose its connection for.
                 responder.fail_with(env, status_of(error), &context, out);
             }
         }
@@ -43,6 +43,7 @@ fn status_of(error: &ChangeError) -> Status {
         | ChangeError::Module { .. }
         | ChangeError::Settings(_)
         | ChangeError::Quota { .. } => Status::EINVAL,
+        ChangeError::Manifest(_) => Status::CANNOT_APPLY_COLLECTIONS_MANIFEST,
         ChangeError::Unsupported { .. } => Status::NOT_SUPPORTED,
         ChangeError::TooMany => Status::E2BIG,
         ChangeError::Failed { .. } => Status::EINTERNAL,

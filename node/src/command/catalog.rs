@@ -16,7 +16,8 @@ use ringbase_storage::shard::Home;
 use ringbase_storage::types::BucketId;
 
 use crate::auth::Users;
-use crate::bucket::{BucketSet, BucketSettings};
+use crate::bucket::{BucketConfig, BucketSet};
+use crate::protocol::Manifest;
 use crate::protocol::cluster_map::{BucketDescription, NodePorts, encode_bucket, encode_global};
 use crate::protocol::extras::ConfigVersion;
 
@@ -31,6 +32,8 @@ pub struct CatalogBucket {
     pub uuid: u128,
     /// The cluster map of connections that have selected it, JSON.
     pub map: Vec<u8>,
+    /// Its collections.
+    pub manifest: Arc<Manifest>,
 }
 
 /// What a catalog is made of, beside the buckets.
@@ -80,12 +83,16 @@ impl Catalog {
         let (version, ports) = (catalog.map_version(), catalog.options.ports);
         let vbucket_count = catalog.vbucket_count();
         let described = |bucket: &BucketDesc| {
-            let settings = BucketSettings::parse(&bucket.config).unwrap_or_default();
-            let is_ephemeral = settings.home() == Home::Memory;
+            // A bucket whose description cannot be read is not published; its sessions see one without collections of its own.
+            let config = BucketConfig::parse(&bucket.config).ok();
+            let is_ephemeral = config.as_ref().is_some_and(|config| config.settings.home() == Home::Memory);
+            let manifest = config.map(|config| config.collections.manifest().clone());
+            let manifest = manifest.unwrap_or_else(|| Arc::new(Manifest::epoch()));
             let (name, uuid) = (&bucket.name[..], bucket.uuid);
-            let description = BucketDescription { name, uuid, vbucket_count, is_ephemeral };
+            let manifest_uid = manifest.uid();
+            let description = BucketDescription { name, uuid, vbucket_count, is_ephemeral, manifest_uid };
             let map = encode_bucket(version, ports, &description);
-            CatalogBucket { id: bucket.id, name: bucket.name.clone(), uuid: bucket.uuid, map }
+            CatalogBucket { id: bucket.id, name: bucket.name.clone(), uuid: bucket.uuid, map, manifest }
         };
         catalog.buckets = set.buckets.iter().map(described).collect();
         catalog.global_map = encode_global(version, ports);

@@ -23,6 +23,7 @@ fn set_with_expiry(rig: &mut Rig, key: &[u8], expiry: u32) {
 fn stat(rig: &Rig, name: &str) -> u64 {
     let query = StatQuery {
         group: stat::StatGroup::General,
+        collections: stat::CollectionQuery::default(),
         vbucket: None,
         bucket: rig.engine.buckets().first().map(|bucket| bucket.id),
         dcp: stat::DcpQuery::default(),

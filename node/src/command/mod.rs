@@ -50,7 +50,7 @@ pub use ioctl::{CHUNK_BYTES, TraceDumpJob};
 pub use param::ParamChange;
 pub use request::Request;
 pub use respond::Responder;
-pub use seqnos::{VbSeqnos, VbSeqnosJob, vb_seqnos};
+pub use seqnos::{AskedSeqnos, VbSeqnos, VbSeqnosJob, vb_seqnos};
 pub use session::{ConnectionId, Session, SessionView};
 pub use stat::{StatJob, StatPart, StatQuery, StatSource};
 pub use vbucket::VbucketJob;

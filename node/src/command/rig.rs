@@ -230,6 +230,7 @@ impl Rig {
         let shared = Shared::new(catalog, sim.env());
         let engine = Engine::new(sim.env(), vec![shard], 128 << 20).unwrap();
         engine.publish(&set).unwrap();
+        sim.block_on(engine.bring_events_into_line());
         let session = Session::new(shared, ConnectionId(1));
         let slots = Slots::default();
         Rig { sim, disk, engine, session, recovery, options, slots, next_opaque: 0 }
@@ -350,7 +351,7 @@ impl Rig {
             Next::Bucket(_) => panic!("no change of buckets here"),
             Next::TraceDump(_) => panic!("no trace here"),
             Next::VbSeqnos(job) => {
-                job.answer(&self.sim.env(), [vb_seqnos(&self.engine, job.bucket, &job.asked)], &mut out);
+                job.answer(&self.sim.env(), [vb_seqnos(&self.engine, job.bucket, job.asked)], &mut out);
             }
             Next::SetParam(change) => change.responder.success(&self.sim.env()).encode(&mut out),
             Next::Stat(job) => {
@@ -393,7 +394,11 @@ impl Cores for OnlyCore<'_> {
                     self.0.withdraw(bucket).await;
                     Ok(())
                 }
-                Step::Publish(set) => self.0.publish(&set).map_err(failed),
+                Step::Publish(set) => {
+                    self.0.publish(&set).map_err(failed)?;
+                    self.0.bring_events_into_line().await;
+                    Ok(())
+                }
                 Step::Remove(bucket) => self.0.remove(bucket).await.map_err(failed),
             }
         })

@@ -1,6 +1,6 @@
 //! GET_ALL_VB_SEQNOS: how far every vbucket of a bucket is, asked on one core, known on all.
 //!
-//! Every document is in the default collection: the answer is the same with and without Collections.
+//! With Collections it is the whole vbucket's seqno, or that of a collection; without, that of the default collection.
 //!
 //! Invariants
 //! - Vbuckets ascend, each is named once.
@@ -11,6 +11,7 @@
 
 use ringbase_storage::env::Env;
 use ringbase_storage::types::{BucketId, Seqno, VbId};
+use ringbase_storage::vbstore::VbStore;
 
 use super::collections;
 use super::data::Outcome;
@@ -24,13 +25,22 @@ use crate::protocol::{CollectionId, Feature, Status};
 /// How far the vbuckets of one core are; `None` if the bucket is not there.
 pub type VbSeqnos = Option<Vec<(VbId, Seqno)>>;
 
+/// What is asked of each vbucket.
+#[derive(Debug, Clone, Copy)]
+pub struct AskedSeqnos {
+    /// In which states it is asked about.
+    pub states: VbSeqnosRequest,
+    /// Of which collection; `None` for all of the vbucket.
+    pub collection: Option<CollectionId>,
+}
+
 /// A request, while the cores are asked.
 #[derive(Debug, Clone, Copy)]
 pub struct VbSeqnosJob {
     /// The bucket that is asked about.
     pub bucket: BucketId,
     /// What is asked.
-    pub asked: VbSeqnosRequest,
+    pub asked: AskedSeqnos,
     responder: Responder,
 }
 
@@ -50,13 +60,17 @@ impl VbSeqnosJob {
     }
 }
 
-/// What the shards of a core say of the vbuckets whose state is asked for.
+/// What the shards of a core say of the vbuckets whose state is asked for. A vbucket that has not been told of the collection yet is left out.
 #[must_use]
-pub fn vb_seqnos(engine: &Engine, bucket: BucketId, asked: &VbSeqnosRequest) -> VbSeqnos {
+pub fn vb_seqnos(engine: &Engine, bucket: BucketId, asked: AskedSeqnos) -> VbSeqnos {
     let bucket = engine.bucket(bucket)?;
-    let is_wanted = |vb| bucket.state(vb).is_some_and(|state| asked.wants(state));
+    let is_wanted = |vb| bucket.state(vb).is_some_and(|state| asked.states.wants(state));
+    let seqno = |store: &VbStore| match asked.collection {
+        None => Some(store.high_seqno()),
+        Some(id) => store.collection(id.0).map(|collection| collection.high_seqno),
+    };
     let stores = bucket.vbuckets().into_iter().filter(|store| is_wanted(store.id()));
-    Some(stores.map(|store| (store.id(), store.high_seqno())).collect())
+    Some(stores.filter_map(|store| Some((store.id(), seqno(&store)?))).collect())
 }
 
 /// Parses a request; what needs no vbucket is answered here.
@@ -72,15 +86,17 @@ pub(super) fn begin(
     }
     let Some(bucket) = view.bucket else { return Err(responder.fail(env, Status::NO_BUCKET, out)) };
     let has_collections = responder.has(Feature::Collections);
-    let asked = VbSeqnosRequest::decode(request.frame.extras, has_collections).map_err(|refusal| {
+    let states = VbSeqnosRequest::decode(request.frame.extras, has_collections).map_err(|refusal| {
         responder.refuse(env, refusal, out);
         Outcome::Done
     })?;
-    if asked.collection.is_some_and(|collection| collection != CollectionId::DEFAULT) {
-        return Err(collections::unknown(env, responder, Status::UNKNOWN_COLLECTION, out));
+    let manifest = session.manifest();
+    if states.collection.is_some_and(|collection| !manifest.has(collection)) {
+        return Err(collections::unknown(env, responder, Status::UNKNOWN_COLLECTION, manifest.uid(), out));
     }
+    let collection = if has_collections { states.collection } else { Some(CollectionId::DEFAULT) };
     if session.is_emptying() {
         return Err(responder.fail(env, Status::ETMPFAIL, out));
     }
-    Ok(VbSeqnosJob { bucket, asked, responder: *responder })
+    Ok(VbSeqnosJob { bucket, asked: AskedSeqnos { states, collection }, responder: *responder })
 }

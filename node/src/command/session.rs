@@ -24,7 +24,7 @@ use crate::bucket::BucketSet;
 use crate::protocol::extras::ConfigVersion;
 use crate::protocol::frame::FrameLimits;
 use crate::protocol::hello::Agent;
-use crate::protocol::{ConnectionState, Feature, Features};
+use crate::protocol::{ConnectionState, Feature, Features, Manifest};
 pub use crate::range_scan::ConnectionId;
 
 /// What travels of a session with each request.
@@ -83,6 +83,8 @@ pub struct Session {
     /// Changes of the catalog that it has followed.
     followed: u64,
     map_version: ConfigVersion,
+    /// The collections of the selected bucket; of none: those of a new one.
+    manifest: Arc<Manifest>,
     is_emptying: bool,
     is_dcp: bool,
 }
@@ -142,6 +144,7 @@ impl Session {
         let mut session = Session {
             followed: shared.changes.get(),
             map_version: catalog.map_version(),
+            manifest: Arc::new(Manifest::epoch()),
             is_emptying: false,
             is_dcp: false,
             shared,
@@ -178,6 +181,16 @@ impl Session {
             Selection::Chosen(id) => current(id).map_or(Selection::None, Selection::Chosen),
         };
         self.is_emptying = set.emptying.is_some() && set.emptying == self.bucket();
+        if let Some(bucket) = self.bucket().and_then(|id| catalog.bucket(id)) {
+            self.manifest = bucket.manifest.clone();
+        }
+    }
+
+    /// The collections of the selected bucket.
+    #[must_use]
+    #[inline]
+    pub(super) fn manifest(&self) -> &Arc<Manifest> {
+        &self.manifest
     }
 
     /// Whether the selected bucket is being emptied: it takes no requests for a moment.

@@ -4,9 +4,8 @@
 //! was told by DCP_OPEN and DCP_CONTROL; [`request`], [`rollback`] and [`failover`] answer a stream request;
 //! [`filter`], [`stream_state`] and [`time`] belong to one stream; [`flow_control`] and [`noop`] to one connection.
 //!
-//! On top of them the two ends of a stream: [`streams`] and `stream` read a vbucket on its core into pieces ([`piece`]), [`producer`]
-//! is the connection, which
-//! decides on its own core which bytes leave next.
+//! On top of them the two ends of a stream: [`streams`] and `stream` read a vbucket on its core into pieces ([`piece`]), with what
+//! [`collections`] and their events let through; [`producer`] is the connection, which decides on its own core which bytes leave next.
 //!
 //! Invariants
 //! - No client keeps what the server's history cannot have ([`rollback::decide`]).
@@ -33,6 +32,7 @@ mod turns;
 
 pub mod piece;
 
+pub mod collections;
 pub mod failures;
 mod stream;
 pub mod streams;

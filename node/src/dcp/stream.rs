@@ -30,10 +30,11 @@ use ringbase_storage::mutant::{Mutant, is_on};
 use ringbase_storage::scan::{SeqnoRecord, SeqnoScan};
 use ringbase_storage::seqlist::{BatchLimits, Progress};
 use ringbase_storage::sync::Event;
-use ringbase_storage::types::{BucketId, Seqno};
+use ringbase_storage::types::{BucketId, Kind, Seqno};
 use ringbase_storage::vbstore::{SeqnoReading, VbStore};
 use tracing::{Instrument, Span};
 
+use super::collections::filter_of;
 use super::filter::CollectionFilter;
 use super::piece::{Content, PieceSink, StreamNumber, StreamPiece, StreamSpec};
 use super::settings::MarkerForm;
@@ -41,7 +42,7 @@ use super::stream_state::StreamState;
 use super::streams::{ConnectionTurns, Core, Leaving};
 use super::time::{Spent, StreamTime};
 use super::turns::Turn;
-use crate::protocol::CollectionId;
+use crate::bucket::BucketContext;
 use crate::protocol::dcp::signal::{encode_seqno_advanced, encode_stream_end};
 use crate::protocol::dcp::{
     MarkerFlags, MarkerVersion, SnapshotMarker, StoredError, StreamEndStatus, StreamFlags, append_document,
@@ -99,7 +100,9 @@ macro_rules! reading_span {
 /// See the module.
 pub(super) struct Stream {
     pub(super) spec: StreamSpec,
-    filter: CollectionFilter,
+    pub(super) filter: RefCell<CollectionFilter>,
+    /// Settings and collections of its bucket.
+    pub(super) bucket: Rc<BucketContext>,
     pub(super) store: Rc<VbStore>,
     pub(super) core: Rc<Core>,
     turns: Rc<ConnectionTurns>,
@@ -216,16 +219,15 @@ impl Stream {
     pub(super) fn new(
         spec: StreamSpec,
         store: Rc<VbStore>,
+        bucket: Rc<BucketContext>,
         core: Rc<Core>,
         turns: Rc<ConnectionTurns>,
         sink: Rc<dyn PieceSink>,
     ) -> Stream {
-        let filter = match &spec.selection {
-            None => CollectionFilter::DefaultOnly,
-            Some(selection) => CollectionFilter::new(selection, &[CollectionId::DEFAULT]),
-        };
+        let filter = filter_of(spec.selection.as_ref(), bucket.collections().manifest());
         Stream {
-            filter,
+            filter: RefCell::new(filter),
+            bucket,
             state: Cell::new(StreamState::Pending),
             position: Cell::new(spec.request.start),
             end: Cell::new(spec.request.end),
@@ -292,7 +294,8 @@ impl Stream {
         if !self.core.forget(self.spec.number) {
             return;
         }
-        let discards = !matches!(end.status, StreamEndStatus::Ok) && self.state.get().discards_queue_at_end();
+        let is_whole = matches!(end.status, StreamEndStatus::Ok | StreamEndStatus::FilterEmpty);
+        let discards = !is_whole && self.state.get().discards_queue_at_end();
         let rest = end.rest.map(|filling| self.set_off(filling));
         self.kill();
         self.send_end(end.status, rest, discards);
@@ -435,6 +438,9 @@ impl Stream {
                 }
                 self.append(&mut snapshot, &SeqnoRecord::from(&item), &mut filling)
                     .map_err(|error| self.unsendable(&error))?;
+                if self.has_nothing_left() {
+                    return Err(self.reached_end(filling));
+                }
             }
             match progress {
                 Progress::More => {}
@@ -536,6 +542,10 @@ impl Stream {
                         failure = Some(error);
                         return false;
                     }
+                    if self.has_nothing_left() {
+                        is_over = true;
+                        return false;
+                    }
                     taken += 1;
                     let is_late = || self.now_ns() - started_ns >= SLICE_NS;
                     let is_out = taken >= SLICE_ITEMS || (taken % CLOCK_ITEMS == 0 && is_late());
@@ -598,7 +608,8 @@ impl Stream {
             && spec.request.start == Seqno(0)
             && snapshot.flags.contains(MarkerFlags::DISK)
             && snapshot.is_first;
-        if self.filter.carries_key(record.key) && !is_skipped {
+        let event = if meta.kind == Kind::SystemEvent { self.take_event(record) } else { None };
+        if event.is_some() || meta.kind != Kind::SystemEvent && self.carries(record.key) && !is_skipped {
             let out = filling.buffer.vec();
             let before = out.len();
             if !snapshot.is_announced && !is_on(Mutant::OmitMarkers) {
@@ -607,9 +618,15 @@ impl Stream {
                 }
                 self.announce(snapshot, out);
             }
-            let appended = match record.frame {
-                Some(frame) => append_stored(frame, meta.kind, &spec.form, spec.envelope, out),
-                None => append_document(meta, record.key, record.value, &spec.form, spec.envelope, out),
+            let appended = match (&event, record.frame) {
+                (Some(event), _) => {
+                    event.encode(spec.envelope, out);
+                    Ok(out.len() - before)
+                }
+                (None, Some(frame)) => append_stored(frame, meta.kind, &spec.form, spec.envelope, out),
+                (None, None) => {
+                    append_document(meta, record.key, record.value, &spec.form, spec.envelope, out)
+                }
             };
             if let Err(error) = appended {
                 out.truncate(before);
@@ -632,8 +649,9 @@ impl Stream {
     fn announce(&self, snapshot: &mut Snapshot, out: &mut Vec<u8>) {
         snapshot.is_announced = true;
         self.has_marked.set(true);
-        self.announced.set((snapshot.start, snapshot.end));
-        let (max_visible, high_completed, high_prepared) = (snapshot.end, Seqno(0), Seqno(0));
+        let end = self.shown_end(snapshot.end);
+        self.announced.set((snapshot.start, end));
+        let (max_visible, high_completed, high_prepared) = (end, Seqno(0), Seqno(0));
         let version = match self.spec.markers {
             MarkerForm::V1 => MarkerVersion::V1,
             MarkerForm::V2_0 => MarkerVersion::V2_0 { max_visible, high_completed },
@@ -641,7 +659,7 @@ impl Stream {
                 MarkerVersion::V2_2 { max_visible, high_completed, purge: snapshot.purge, high_prepared }
             }
         };
-        SnapshotMarker { start: snapshot.start, end: snapshot.end, flags: snapshot.flags, version }
+        SnapshotMarker { start: snapshot.start, end, flags: snapshot.flags, version }
             .encode(self.spec.envelope, out);
     }
 
@@ -663,7 +681,8 @@ impl Stream {
     }
 
     fn reached_end(&self, filling: Filling) -> End {
-        End { status: StreamEndStatus::Ok, rest: Some(filling) }
+        let status = if self.has_nothing_left() { StreamEndStatus::FilterEmpty } else { StreamEndStatus::Ok };
+        End { status, rest: Some(filling) }
     }
 
     fn hand_over(&self, filling: Filling) {

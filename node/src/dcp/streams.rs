@@ -23,6 +23,7 @@ use ringbase_storage::sync::Event;
 use ringbase_storage::types::BucketId;
 use ringbase_storage::vbstore::VbStore;
 
+use super::collections::check_told;
 use super::failures::ReadFailures;
 use super::metrics::StreamMetrics;
 use super::piece::{PieceSink, SentPiece, StreamAnswer, StreamNumber, StreamSpec};
@@ -30,7 +31,7 @@ use super::request::{Reach, at_latest, bound, check};
 use super::rollback::{Decision, History, decide};
 use super::stream::{Stream, run};
 use super::turns::{Turn, Turns};
-use crate::bucket::{Verdict, verdict};
+use crate::bucket::{BucketContext, Verdict, verdict};
 use crate::protocol::dcp::StreamEndStatus;
 use crate::protocol::dcp::signal::VbucketState;
 use crate::protocol::{Refusal, Status};
@@ -122,11 +123,22 @@ impl Streams {
         self.core.pool.account().held()
     }
 
-    /// Opens a stream of `store`; its pieces go to `sink`, the first one not before the caller's next await.
-    pub fn open(&self, store: &Rc<VbStore>, mut spec: StreamSpec, sink: Rc<dyn PieceSink>) -> StreamAnswer {
+    /// Opens a stream of `store`, a vbucket of `bucket`; its pieces go to `sink`, the first one not before the caller's next await.
+    pub fn open(
+        &self,
+        store: &Rc<VbStore>,
+        bucket: &Rc<BucketContext>,
+        mut spec: StreamSpec,
+        sink: Rc<dyn PieceSink>,
+    ) -> StreamAnswer {
         let (log, high_seqno) = (store.failover_log(), store.high_seqno());
         spec.request = at_latest(spec.request, high_seqno, &log);
         if let Err(refusal) = check(&spec.request) {
+            return StreamAnswer::Refused(refusal);
+        }
+        if let Some(selection) = &spec.selection
+            && let Err(refusal) = check_told(selection, bucket.collections().manifest(), store)
+        {
             return StreamAnswer::Refused(refusal);
         }
         let history = History { log: &log, high_seqno, purge_seqno: store.purge_seqno() };
@@ -152,7 +164,8 @@ impl Streams {
             "stream opened"
         );
         let (number, turns) = (spec.number, self.turns(spec.connection));
-        let stream = Rc::new(Stream::new(spec, store.clone(), self.core.clone(), turns, sink));
+        let stream =
+            Rc::new(Stream::new(spec, store.clone(), bucket.clone(), self.core.clone(), turns, sink));
         self.core.streams.borrow_mut().insert(number, stream.clone());
         self.core.env.spawn("dcp stream", run(stream));
         StreamAnswer::Accepted(log)

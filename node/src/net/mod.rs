@@ -14,6 +14,7 @@ mod limits;
 pub mod mgmt;
 mod output;
 mod reader;
+mod small;
 #[cfg(test)]
 mod tests;
 mod ticket;
@@ -27,6 +28,7 @@ pub use accept::Net;
 pub use connection::{CloseCause, ConnId, Connection};
 pub use limits::{Admission, Admitted, NetSettings, NetStats};
 pub use output::{Disconnected, Pushed};
+pub use small::SmallBuffers;
 pub use ticket::{ReplyStream, Ticket};
 
 /// How a request relates to others of its connection.

@@ -9,7 +9,7 @@
 //! - `unsent_bytes` is what is held here: ready and parked.
 //! - An acknowledged buffer is answered exactly once: handed to the kernel, or given up.
 //!
-//! Cost: a reply at the head costs its own encoding; parked ones an allocation and a copy if small.
+//! Cost: a reply at the head costs its own encoding; parked ones a copy if small.
 //!
 //! Does not know: sockets, tasks, frames.
 
@@ -23,6 +23,7 @@ use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 
+use super::small::{SMALL_BYTES, SmallBuffers};
 use crate::core::socket::SLICES_MAX;
 
 /// A gathering buffer that has reached this many bytes takes no further reply.
@@ -98,7 +99,10 @@ impl Piece {
 #[derive(Debug, Default)]
 struct Place {
     done: bool,
-    parked: Vec<Piece>,
+    /// The first bytes that wait for their turn; most replies have no more.
+    parked: Vec<u8>,
+    /// What follows them.
+    more: Vec<Piece>,
 }
 
 /// The output of one connection.
@@ -116,18 +120,25 @@ pub(super) struct Output {
     spare: Spare,
 }
 
-/// An empty gathering buffer, shared by the outputs of a core: what one burst has grown, the next one uses.
+/// Empty buffers, shared by the outputs of a core.
 #[derive(Debug, Default, Clone)]
-pub(super) struct Spare(Rc<RefCell<Vec<u8>>>);
+pub(super) struct Spare(Rc<SpareBuffers>);
+
+#[derive(Debug, Default)]
+struct SpareBuffers {
+    /// What one burst has grown, the next one uses.
+    gathering: RefCell<Vec<u8>>,
+    parked: SmallBuffers,
+}
 
 impl Spare {
     fn take(&self) -> Vec<u8> {
-        self.0.take()
+        self.0.gathering.take()
     }
 
-    /// Keeps the larger of two buffers, unless it is above [`SPARE_BYTES_MAX`].
+    /// Keeps the larger of two gathering buffers, unless it is above [`SPARE_BYTES_MAX`].
     fn keep(&self, mut bytes: Vec<u8>) {
-        let mut spare = self.0.borrow_mut();
+        let mut spare = self.0.gathering.borrow_mut();
         if (spare.capacity()..=SPARE_BYTES_MAX).contains(&bytes.capacity()) {
             bytes.clear();
             *spare = bytes;
@@ -177,24 +188,33 @@ impl Output {
         (!self.dead && place >= self.head).then_some(self.unordered || place == self.head)
     }
 
-    fn parked(&mut self, place: u64) -> &mut Vec<Piece> {
-        &mut self.places[(place - self.head) as usize].parked
-    }
-
     /// Appends what `encode` writes to the reply of a place.
     pub(super) fn write(&mut self, place: u64, encode: impl FnOnce(&mut Vec<u8>)) {
         let added = match self.writes_through(place) {
             None => 0,
             Some(true) => self.gather(encode),
-            Some(false) => {
-                let parked = self.parked(place);
-                if !matches!(parked.last(), Some(Piece::Gathered(_))) {
-                    parked.push(Piece::Gathered(Vec::new()));
-                }
-                parked.last_mut().map_or(0, |piece| append(piece, encode))
-            }
+            Some(false) => self.park(place, encode),
         };
         self.unsent_bytes += added;
+    }
+
+    fn park(&mut self, place: u64, encode: impl FnOnce(&mut Vec<u8>)) -> usize {
+        let place = &mut self.places[(place - self.head) as usize];
+        match place.more.last_mut() {
+            None => {
+                if place.parked.capacity() == 0 {
+                    place.parked = self.spare.0.parked.take(0);
+                }
+                append(&mut place.parked, encode)
+            }
+            Some(Piece::Gathered(bytes)) => append(bytes, encode),
+            Some(Piece::Pushed { .. }) => {
+                let mut bytes = Vec::new();
+                let added = append(&mut bytes, encode);
+                place.more.push(Piece::Gathered(bytes));
+                added
+            }
+        }
     }
 
     /// Sends what `encode` writes, between two replies.
@@ -221,7 +241,10 @@ impl Output {
         if !matches!(self.ready.back(), Some(Piece::Gathered(bytes)) if bytes.len() < GATHER_BYTES_MAX) {
             self.ready.push_back(Piece::Gathered(self.spare.take()));
         }
-        let added = self.ready.back_mut().map_or(0, |piece| append(piece, encode));
+        let added = match self.ready.back_mut() {
+            Some(Piece::Gathered(bytes)) => append(bytes, encode),
+            _ => 0,
+        };
         if self.ready.back().is_some_and(|piece| piece.bytes().is_empty())
             && let Some(Piece::Gathered(bytes)) = self.ready.pop_back()
         {
@@ -244,7 +267,7 @@ impl Output {
         if through == Some(true) {
             self.ready.push_back(piece);
         } else {
-            self.parked(place).push(piece);
+            self.places[(place - self.head) as usize].more.push(piece);
         }
         pushed
     }
@@ -259,10 +282,23 @@ impl Output {
         while self.places.front().is_some_and(|front| front.done) {
             self.places.pop_front();
             self.head += 1;
-            if let Some(front) = self.places.front_mut() {
-                self.ready.extend(front.parked.drain(..).filter(|piece| !piece.bytes().is_empty()));
-            }
+            let Some(front) = self.places.front_mut() else { return };
+            let (parked, more) = (std::mem::take(&mut front.parked), std::mem::take(&mut front.more));
+            self.unpark(parked);
+            self.ready.extend(more.into_iter().filter(|piece| !piece.bytes().is_empty()));
         }
+    }
+
+    /// Makes parked bytes ready: small ones with what gathers already, large ones as they are.
+    fn unpark(&mut self, parked: Vec<u8>) {
+        if parked.len() > SMALL_BYTES {
+            self.ready.push_back(Piece::Gathered(parked));
+            return;
+        }
+        if !parked.is_empty() {
+            self.gather(|out| out.extend_from_slice(&parked));
+        }
+        self.spare.0.parked.give(parked);
     }
 
     /// The next bytes to send, at most [`SLICES_MAX`] pieces.
@@ -302,7 +338,7 @@ impl Output {
         for piece in std::mem::take(&mut self.ready) {
             piece.give_up();
         }
-        for piece in std::mem::take(&mut self.places).into_iter().flat_map(|place| place.parked) {
+        for piece in std::mem::take(&mut self.places).into_iter().flat_map(|place| place.more) {
             piece.give_up();
         }
         self.unsent_bytes = 0;
@@ -310,16 +346,11 @@ impl Output {
     }
 }
 
-/// Appends to a gathering piece; returns by how much it grew.
-fn append(piece: &mut Piece, encode: impl FnOnce(&mut Vec<u8>)) -> usize {
-    match piece {
-        Piece::Gathered(bytes) => {
-            let before = bytes.len();
-            encode(bytes);
-            bytes.len().saturating_sub(before)
-        }
-        Piece::Pushed { .. } => 0,
-    }
+/// Appends to a buffer; returns by how much it grew.
+fn append(bytes: &mut Vec<u8>, encode: impl FnOnce(&mut Vec<u8>)) -> usize {
+    let before = bytes.len();
+    encode(bytes);
+    bytes.len().saturating_sub(before)
 }
 
 #[cfg(test)]
@@ -407,12 +438,12 @@ mod tests {
             output.advance(1000);
         }
         assert_eq!(addresses[0], addresses[1]);
-        let kept = spare.0.borrow().capacity();
+        let kept = spare.0.gathering.borrow().capacity();
         let place = outputs[0].open();
         outputs[0].write(place, |out| out.resize(2 * SPARE_BYTES_MAX, 1));
         outputs[0].finish(place);
         outputs[0].advance(2 * SPARE_BYTES_MAX);
-        assert!(kept >= 1000 && spare.0.borrow().capacity() <= SPARE_BYTES_MAX);
+        assert!(kept >= 1000 && spare.0.gathering.borrow().capacity() <= SPARE_BYTES_MAX);
     }
 
     #[test]

@@ -42,6 +42,8 @@ pub struct BucketDescription<'a> {
     pub vbucket_count: u16,
     /// Whether it lives in memory only.
     pub is_ephemeral: bool,
+    /// The uid of its collections manifest.
+    pub manifest_uid: u64,
 }
 
 #[derive(Serialize)]
@@ -86,7 +88,7 @@ struct BucketJson<'a> {
     nodes: [NodeJson; 1],
     bucket_capabilities_ver: &'static str,
     bucket_capabilities: &'static [&'static str],
-    collections_manifest_uid: &'static str,
+    collections_manifest_uid: String,
     v_bucket_server_map: ServerMapJson,
 }
 
@@ -142,7 +144,7 @@ pub fn encode_bucket(version: ConfigVersion, ports: NodePorts, bucket: &BucketDe
         }],
         bucket_capabilities_ver: "",
         bucket_capabilities: BUCKET_CAPABILITIES,
-        collections_manifest_uid: "0",
+        collections_manifest_uid: format!("{:x}", bucket.manifest_uid),
         v_bucket_server_map: ServerMapJson {
             hash_algorithm: "CRC",
             num_replicas: 0,
@@ -208,7 +210,13 @@ mod tests {
     const PORTS: NodePorts = NodePorts { kv: 11210, mgmt: Some(18091) };
 
     fn bucket() -> serde_json::Value {
-        let bucket = BucketDescription { name: "bkt", uuid: 0x5d1b, vbucket_count: 3, is_ephemeral: false };
+        let bucket = BucketDescription {
+            name: "bkt",
+            uuid: 0x5d1b,
+            vbucket_count: 3,
+            is_ephemeral: false,
+            manifest_uid: 0x1f,
+        };
         serde_json::from_slice(&encode_bucket(VERSION, PORTS, &bucket)).unwrap()
     }
 
@@ -232,7 +240,7 @@ mod tests {
         assert_eq!(map["vBucketServerMap"]["serverList"], serde_json::json!(["$HOST:11210"]));
         assert_eq!(map["vBucketServerMap"]["vBucketMap"], serde_json::json!([[0], [0], [0]]));
         assert_eq!(map["uuid"].as_str().map(str::len), Some(32));
-        assert_eq!(map["collectionsManifestUid"], "0");
+        assert_eq!(map["collectionsManifestUid"], "1f");
     }
 
     /// A literal `$HOST` there is a name to resolve for one SDK, which then never connects.
@@ -259,7 +267,13 @@ mod tests {
         let expected = ClusterMap { version: VERSION, bucket: None, vbucket_count: 0 };
         assert_eq!(ClusterMap::decode(&global), Some(expected));
 
-        let bucket = BucketDescription { name: "b\"k", uuid: 1, vbucket_count: 1024, is_ephemeral: false };
+        let bucket = BucketDescription {
+            name: "b\"k",
+            uuid: 1,
+            vbucket_count: 1024,
+            is_ephemeral: false,
+            manifest_uid: 0,
+        };
         let expected = ClusterMap { version: VERSION, bucket: Some("b\"k".to_owned()), vbucket_count: 1024 };
         assert_eq!(ClusterMap::decode(&encode_bucket(VERSION, PORTS, &bucket)), Some(expected));
         assert_eq!(ClusterMap::decode(b"{}"), None);

@@ -42,6 +42,7 @@ pub mod stat;
 pub mod validate;
 
 pub mod dcp;
+pub mod manifest;
 pub mod vbucket;
 
 pub use datatype::Datatype;
@@ -51,6 +52,7 @@ pub use framing::{RequestFraming, ResponseFraming};
 pub use header::{HEADER_BYTES, Header, HeaderError, Magic};
 pub use hello::{Feature, Features};
 pub use key::{CollectionId, DocumentKey, vbucket_of};
+pub use manifest::Manifest;
 pub use opcode::{Opcode, OpcodeKind, ServerOpcode};
 pub use request::{EncodeError, Request};
 pub use response::Response;

@@ -55,6 +55,7 @@ impl Creating {
 }
 
 const NOT_MY_VBUCKET: Refusal = Refusal::new(Status::NOT_MY_VBUCKET, "");
+const UNKNOWN_COLLECTION: Refusal = Refusal::new(Status::UNKNOWN_COLLECTION, "Unknown collection");
 const EMPTY: Refusal = Refusal::new(Status::KEY_ENOENT, "No keys in range");
 const STOPPED: Refusal = Refusal::new(Status::ETMPFAIL, "The range scan was cancelled while it was created");
 const NO_SNAPSHOT: Refusal = Refusal::new(Status::EINTERNAL, "The snapshot could not be opened");
@@ -62,8 +63,7 @@ const NO_SNAPSHOT: Refusal = Refusal::new(Status::EINTERNAL, "The snapshot could
 impl RangeScans {
     /// Creates a scan and answers with its id; the scan is Idle then and holds its snapshot (T5.1).
     ///
-    /// `reply` is called exactly once, at once or later, with no borrow held. Refusals: NOT_MY_VBUCKET, UNKNOWN_COLLECTION (the manifest's uid
-    /// is 0), NOT_SUPPORTED (xattrs), EBUSY (too many scans), VB_UUID_NOT_EQUAL, ETMPFAIL (the required seqno is not persisted, or the create
+    /// `reply` is called exactly once, at once or later, with no borrow held. Refusals: NOT_MY_VBUCKET, UNKNOWN_COLLECTION, NOT_SUPPORTED (xattrs), EBUSY (too many scans), VB_UUID_NOT_EQUAL, ETMPFAIL (the required seqno is not persisted, or the create
     /// was stopped), NOT_STORED (the required seqno is not in the snapshot), KEY_ENOENT (no key in the range), EINTERNAL.
     pub fn create(
         &self,
@@ -133,8 +133,8 @@ impl ScanCore {
     /// What can be decided without waiting: vbucket, collection, contents, number of scans.
     fn admit(&self, at: VbAddress, request: &RangeScanCreate) -> Result<(Rc<VbStore>, Slot), Refusal> {
         let store = self.vbuckets.active(at).ok_or(NOT_MY_VBUCKET)?;
-        if request.collection != CollectionId::DEFAULT {
-            return Err(Refusal::new(Status::UNKNOWN_COLLECTION, "Unknown collection"));
+        if !self.vbuckets.has_collection(at.bucket, request.collection) {
+            return Err(UNKNOWN_COLLECTION);
         }
         if request.include_xattrs {
             return Err(Refusal::new(Status::NOT_SUPPORTED, "Xattrs are not supported"));
@@ -162,13 +162,14 @@ impl ScanCore {
         if let Some(required) = &request.snapshot {
             self.check_snapshot(at, &view, required).await?;
         }
-        let range = key_range(&request.selection);
+        let range = key_range(request.collection, &request.selection);
+        let items = view.collections().get(request.collection.0).map_or(0, |collection| collection.items);
         let (select, chance) = match request.selection {
             Selection::Sampling { samples, seed } => {
-                if view.items() == 0 {
+                if items == 0 {
                     return Err(EMPTY);
                 }
-                let chance = sampling::chance(samples, view.items());
+                let chance = sampling::chance(samples, items);
                 (chance.map(|chance| sampling::select(chance, seed)), chance)
             }
             Selection::All | Selection::Range { .. } => {
@@ -182,6 +183,9 @@ impl ScanCore {
         if !is_current {
             return Err(NOT_MY_VBUCKET);
         }
+        if !self.vbuckets.has_collection(at.bucket, request.collection) {
+            return Err(UNKNOWN_COLLECTION);
+        }
         let (kind, content) = match request.key_only {
             true => (RecordKind::Keys, Content::Keys),
             false => (RecordKind::Documents, Content::Documents(document_encoder())),
@@ -190,6 +194,7 @@ impl ScanCore {
             id: self.new_id(),
             at,
             uuid: view.uuid(),
+            collection: request.collection,
             described: Described { selection: request.selection, kind, name: request.name, chance },
             created_ns,
             state: StateCell::new(),
@@ -267,9 +272,9 @@ impl ScanCore {
 
 const OTHER_BRANCH: Refusal = Refusal::new(Status::VB_UUID_NOT_EQUAL, "The vbucket has another uuid");
 
-/// What part of the default collection a selection covers.
-fn key_range(selection: &Selection) -> KeyRange {
-    let mut range = KeyRange::collection(CollectionId::DEFAULT.0);
+/// What part of a collection a selection covers.
+fn key_range(collection: CollectionId, selection: &Selection) -> KeyRange {
+    let mut range = KeyRange::collection(collection.0);
     if let Selection::Range { start, end } = selection {
         (range.start, range.start_exclusive) = match start {
             Bound::Included(key) => (key.clone(), false),

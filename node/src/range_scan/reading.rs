@@ -82,11 +82,11 @@ impl ScanCore {
         let scan = self.find(at, request.id);
         let is_active = self.vbuckets.active(at).is_some();
         if let Some(scan) = &scan
-            && !self.is_current(scan)
+            && let Some(status) = self.obstacle(scan)
         {
-            // Its snapshot is of a branch that is no longer served: it can never go on.
-            self.end(scan, ScanState::Cancelled, Some(Status::NOT_MY_VBUCKET));
-            return Err(Refusal::new(Status::NOT_MY_VBUCKET, ""));
+            // Its snapshot is of a branch that is no longer served, or its collection was dropped: it can never go on.
+            self.end(scan, ScanState::Cancelled, Some(status));
+            return Err(Refusal::new(status, ""));
         }
         if !is_active {
             return Err(Refusal::new(Status::NOT_MY_VBUCKET, ""));

@@ -33,12 +33,15 @@ use super::settings::{RangeScanConfig, SettingError, Settings};
 use super::state::{IllegalTransition, ScanState};
 use super::turns::Turns;
 use crate::protocol::range_scan::ScanId;
-use crate::protocol::{Refusal, Status};
+use crate::protocol::{CollectionId, Refusal, Status};
 
 /// The vbuckets of this core, as range scans ask about them.
 pub trait ActiveVbuckets {
     /// The vbucket, if it is on this core and in state active.
     fn active(&self, at: VbAddress) -> Option<Rc<VbStore>>;
+
+    /// Whether the bucket has the collection now.
+    fn has_collection(&self, bucket: BucketId, collection: CollectionId) -> bool;
 }
 
 /// See the module. Cloning shares it.
@@ -232,6 +235,15 @@ impl ScanCore {
         self.vbuckets.active(scan.at).is_some_and(|store| store.uuid() == scan.uuid)
     }
 
+    /// Why the scan can never go on, if so.
+    pub(super) fn obstacle(&self, scan: &Scan) -> Option<Status> {
+        if !self.is_current(scan) {
+            return Some(Status::NOT_MY_VBUCKET);
+        }
+        let is_known = self.vbuckets.has_collection(scan.at.bucket, scan.collection);
+        (!is_known).then_some(Status::UNKNOWN_COLLECTION)
+    }
+
     pub(super) fn find(&self, at: VbAddress, id: ScanId) -> Option<Rc<Scan>> {
         self.scans.borrow().get(&id).filter(|scan| scan.at == at).cloned()
     }
@@ -327,9 +339,10 @@ impl ScanCore {
         }
         let has_data = matches!(report, Report::Full(_) | Report::More(..) | Report::Complete(_));
         let is_gone = matches!(report, Report::Failed(ReadError::Gone));
-        if is_gone || has_data && !self.is_current(scan) {
+        let obstacle = if is_gone { Some(Status::NOT_MY_VBUCKET) } else { None };
+        if let Some(status) = obstacle.or_else(|| self.obstacle(scan).filter(|_| has_data)) {
             drop(report);
-            self.end(scan, ScanState::Cancelled, Some(Status::NOT_MY_VBUCKET));
+            self.end(scan, ScanState::Cancelled, Some(status));
             return Verdict::Stop;
         }
         match report {

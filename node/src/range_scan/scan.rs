@@ -16,6 +16,7 @@ use ringbase_storage::types::{BucketId, VbId, VbUuid};
 
 use super::frame::FrameSink;
 use super::state::{ScanState, StateCell};
+use crate::protocol::CollectionId;
 use crate::protocol::range_scan::{RangeScanContinue, ScanId, Selection};
 use crate::protocol::scan_records::RecordKind;
 
@@ -93,6 +94,7 @@ pub(super) struct Scan {
     pub(super) at: VbAddress,
     /// The branch that its snapshot belongs to.
     pub(super) uuid: VbUuid,
+    pub(super) collection: CollectionId,
     pub(super) described: Described,
     /// Monotonic.
     pub(super) created_ns: u64,

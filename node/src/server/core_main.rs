@@ -129,6 +129,7 @@ async fn live(plan: CorePlan, tell: &impl Fn(CoreReport)) -> Result<(), String> 
 
     engine.reconcile(catalog.set()).await.map_err(|error| whole(&error))?;
     engine.publish(catalog.set()).map_err(|error| whole(&error))?;
+    engine.bring_events_into_line().await;
 
     let config = &plan.config;
     let parts = CoreParts {
@@ -194,7 +195,7 @@ async fn open_shards(
     let core_memory = config.memory_bytes as usize / plan.cores;
     let shard_memory = core_memory / plan.shards.len().max(1);
     let options = ShardOptions {
-        resident_bytes_max: shard_memory / 5,
+        resident_bytes_max: shard_memory / 5 * 2,
         memtable_bytes_max: shard_memory / 5,
         ..ShardOptions::default()
     };

@@ -131,6 +131,7 @@ impl CoreService {
             Step::Publish(set) => {
                 self.engine.publish(set).map_err(|error| failed(&error))?;
                 self.shared.set_buckets(set.clone());
+                self.engine.bring_events_into_line().await;
                 Ok(())
             }
             Step::Remove(bucket) => self.engine.remove(*bucket).await.map_err(|error| failed(&error)),

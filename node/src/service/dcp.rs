@@ -24,8 +24,9 @@ use ringbase_storage::sync::Event;
 use super::message::{Message, ProducerName, Token};
 use super::{CoreService, Session, Waiting};
 use crate::bucket::Verdict;
-use crate::command::{self, Request, Responder, SessionView, unknown_collection};
+use crate::command::{self, Request, Responder, SessionView};
 use crate::core::{CoreId, host};
+use crate::dcp::collections::check_known;
 use crate::dcp::flow_control::Acked;
 use crate::dcp::noop::NoopAction;
 use crate::dcp::piece::{
@@ -37,10 +38,10 @@ use crate::net::{CloseCause, ConnId, Connection, Pushed, Ticket};
 use crate::protocol::dcp::signal::{decode_buffer_ack, decode_close_stream, encode_noop};
 use crate::protocol::dcp::stream_request::{decode_add_stream, encode_failover_log, encode_rollback};
 use crate::protocol::dcp::{
-    BackfillOrder, Control, DcpOpen, Envelope, FilterSelection, OpenFlags, ScopeId, StreamFilter,
-    StreamFlags, StreamRequest,
+    BackfillOrder, Control, DcpOpen, Envelope, FilterSelection, OpenFlags, StreamFilter, StreamFlags,
+    StreamRequest,
 };
-use crate::protocol::{CollectionId, Feature, Features, Frame, Opcode, Refusal, Status};
+use crate::protocol::{Feature, Features, Frame, Opcode, Refusal, Status};
 use crate::range_scan::ConnectionId;
 
 /// Pieces below this size are copied together.
@@ -179,7 +180,10 @@ impl CoreService {
                     ticket.reply(|out| command.not_my_vbucket(request, out));
                     return self.answered(opcode, request.received_ns);
                 }
-                Err(refusal) => Err(refusal),
+                Err(refusal) => {
+                    ticket.reply(|out| self.refuse_in(view.bucket, &responder, refusal, out));
+                    return self.answered(opcode, request.received_ns);
+                }
             },
             (Opcode::DCP_BUFFER_ACKNOWLEDGEMENT, Some(dcp)) => {
                 match decode_buffer_ack(request.frame.extras) {
@@ -207,11 +211,6 @@ impl CoreService {
     fn answer_dcp(&self, responder: &Responder, done: Result<(), Refusal>, ticket: Ticket) {
         ticket.reply(|out| match done {
             Ok(()) => responder.success(&self.env).encode(out),
-            Err(Refusal { status, .. })
-                if matches!(status, Status::UNKNOWN_COLLECTION | Status::UNKNOWN_SCOPE) =>
-            {
-                unknown_collection(&self.env, responder, status, out);
-            }
             Err(refusal) => responder.refuse(&self.env, refusal, out),
         });
         self.answered(responder.opcode(), responder.received_ns());
@@ -333,7 +332,9 @@ impl CoreService {
             false => return Err(Refusal::einval("A filter needs the Collections feature")),
         };
         if let Some(filter) = &filter {
-            check_known(&filter.selection)?;
+            let bucket = self.engine.bucket(producer.bucket());
+            let bucket = bucket.ok_or(Refusal::new(Status::ETMPFAIL, ""))?;
+            check_known(&filter.selection, bucket.context.collections().manifest())?;
         }
         let id = filter.clone().unwrap_or_default().stream_id(settings.stream_ids)?;
         let is_filtered = filter.as_ref().is_some_and(|filter| filter.selection != FilterSelection::All);
@@ -395,7 +396,9 @@ impl CoreService {
         };
         let verdict = bucket.context.states.verdict(spec.envelope.vbucket, spec.access());
         match bucket.vbucket(spec.envelope.vbucket) {
-            Some(store) if verdict == Verdict::Admitted => self.streams.open(&store, spec, sink),
+            Some(store) if verdict == Verdict::Admitted => {
+                self.streams.open(&store, &bucket.context, spec, sink)
+            }
             _ => StreamAnswer::Refused(NOT_MY_VBUCKET),
         }
     }
@@ -429,7 +432,10 @@ impl CoreService {
                 let value = encode_rollback(seqno);
                 responder.with_status(&self.env, Status::ROLLBACK).value(&value).encode(out);
             }
-            StreamAnswer::Refused(refusal) => responder.refuse(&self.env, refusal, out),
+            StreamAnswer::Refused(refusal) => {
+                let bucket = dcp.producer.borrow().bucket();
+                self.refuse_in(Some(bucket), &responder, refusal, out);
+            }
         });
         self.answered(Opcode::DCP_STREAM_REQ, received_ns);
     }
@@ -593,17 +599,4 @@ async fn ask_whether_there(service: Weak<CoreService>, dcp: Rc<DcpConnection>) {
         }
     })
     .await;
-}
-
-/// Only the default collection of the default scope is there.
-fn check_known(selection: &FilterSelection) -> Result<(), Refusal> {
-    match selection {
-        FilterSelection::All => Ok(()),
-        FilterSelection::Collections(ids) if ids.iter().all(|id| *id == CollectionId::DEFAULT) => Ok(()),
-        FilterSelection::Collections(_) => {
-            Err(Refusal::new(Status::UNKNOWN_COLLECTION, "Unknown collection"))
-        }
-        FilterSelection::Scope(ScopeId(0)) => Ok(()),
-        FilterSelection::Scope(_) => Err(Refusal::new(Status::UNKNOWN_SCOPE, "Unknown scope")),
-    }
 }

@@ -7,11 +7,10 @@ use std::time::Duration;
 use ringbase_storage::types::BucketId;
 
 use crate::bucket::{BucketChange, ChangeError, Step};
-use crate::command::{SessionView, StatPart, StatQuery, VbSeqnos};
+use crate::command::{AskedSeqnos, SessionView, StatPart, StatQuery, VbSeqnos};
 use crate::core::mailbox;
 use crate::dcp::piece::{SentPiece, StreamAnswer, StreamNumber, StreamPiece, StreamSpec};
 use crate::net::ConnId;
-use crate::protocol::dcp::vb_seqnos::VbSeqnosRequest;
 use crate::range_scan::{ScanFrame, SentFrame};
 
 /// Names a request that waits for another core, on the core that asked. Never used twice.
@@ -58,7 +57,7 @@ pub(super) enum Message {
     /// Statistics of one core.
     StatPart { token: Token, part: StatPart },
     /// Seqnos of a bucket's vbuckets are wanted.
-    Seqnos { token: Token, bucket: BucketId, asked: VbSeqnosRequest },
+    Seqnos { token: Token, bucket: BucketId, asked: AskedSeqnos },
     /// Those of one core.
     SeqnosTold { token: Token, part: VbSeqnos },
     /// A bucket is to be changed by the core that decides which buckets exist.
@@ -76,7 +75,7 @@ pub(super) enum Message {
 impl mailbox::Message for Message {
     fn bytes(&self) -> usize {
         match self {
-            Message::Request { frame, .. } | Message::Answer { frame, .. } => frame.len() + 64,
+            Message::Request { frame, .. } | Message::Answer { frame, .. } => frame.capacity() + 64,
             Message::ScanFrame { frame, .. } => frame.records().len() + 64,
             Message::StatPart { .. } | Message::Step { .. } => 4096,
             Message::SeqnosTold { part, .. } => part.as_ref().map_or(0, |part| 16 * part.len()) + 64,

@@ -35,18 +35,18 @@ use std::sync::Arc;
 
 use ringbase_storage::env::Env;
 use ringbase_storage::io::ring::Ring;
-use ringbase_storage::types::VbId;
+use ringbase_storage::types::{BucketId, VbId};
 
 use crate::bucket::{Engine, Lifecycle};
 use crate::command::{
-    self, Catalog, Next, Outcome, Reply, Request, SessionView, StatJob, VbSeqnosJob, execute, look,
-    must_run_alone,
+    self, Catalog, Next, Outcome, Reply, Request, Responder, SessionView, StatJob, VbSeqnosJob, execute,
+    look, must_run_alone, unknown_collection,
 };
 use crate::core::CoreId;
 use crate::core::mailbox::{MailboxEnds, Mailboxes, mailboxes};
 use crate::dcp::streams::Streams;
-use crate::net::{self, ConnId, Connection, Order, Ticket};
-use crate::protocol::{Frame, Opcode};
+use crate::net::{self, ConnId, Connection, Order, SmallBuffers, Ticket};
+use crate::protocol::{Frame, Opcode, Refusal, Status};
 use crate::range_scan::{ConnectionId, RangeScanConfig, RangeScans};
 use crate::telemetry::CoreTimings;
 use burst::Burst;
@@ -144,6 +144,7 @@ pub struct CoreService {
     lifecycle: Option<Rc<Lifecycle>>,
     timings: Rc<CoreTimings>,
     burst: Burst,
+    frames: SmallBuffers,
     outbox: OnceCell<Outbox>,
     waiting: RefCell<HashMap<Token, Waiting, ahash::RandomState>>,
     tokens: Cell<u64>,
@@ -151,6 +152,24 @@ pub struct CoreService {
 }
 
 impl CoreService {
+    /// Appends a refusal; of an unknown collection or scope it says in which manifest of the bucket it was sought.
+    fn refuse_in(
+        &self,
+        bucket: Option<BucketId>,
+        responder: &Responder,
+        refusal: Refusal,
+        out: &mut Vec<u8>,
+    ) {
+        let is_unknown = matches!(refusal.status, Status::UNKNOWN_COLLECTION | Status::UNKNOWN_SCOPE);
+        match bucket.filter(|_| is_unknown).and_then(|id| self.engine.bucket(id)) {
+            Some(bucket) => {
+                let uid = bucket.context.collections().manifest().uid();
+                unknown_collection(&self.env, responder, refusal.status, uid, out);
+            }
+            None => responder.refuse(&self.env, refusal, out),
+        }
+    }
+
     /// Starts the service and connects it with the other cores', which must all do the same.
     ///
     /// # Errors
@@ -177,6 +196,7 @@ impl CoreService {
             hosts,
             timings: timings.clone(),
             burst: Burst::default(),
+            frames: SmallBuffers::default(),
             outbox: OnceCell::new(),
             waiting: RefCell::default(),
             tokens: Cell::new(0),
@@ -288,7 +308,7 @@ impl CoreService {
 
     fn execute_there(&self, host: CoreId, view: SessionView, request: &Request<'_>, waiting: Waiting) {
         let token = self.wait_for(waiting);
-        let mut frame = Vec::with_capacity(request.frame.frame_bytes());
+        let mut frame = self.frames.take(request.frame.frame_bytes());
         request.copy(&mut frame);
         self.send(host, Message::Request { token, view, received_ns: request.received_ns, frame });
     }

@@ -17,21 +17,19 @@ struct RemoteReply {
     token: Token,
 }
 
-impl RemoteReply {
-    fn answer(&self, message: Message) {
-        if let Some(service) = self.service.upgrade() {
-            service.send(self.to, message);
-        }
-    }
-}
-
 impl Reply for RemoteReply {
     fn send(self: Box<Self>, frame: &[u8]) {
-        self.answer(Message::Answer { token: self.token, frame: frame.to_vec() });
+        if let Some(service) = self.service.upgrade() {
+            let mut copy = service.frames.take(frame.len());
+            copy.extend_from_slice(frame);
+            service.send(self.to, Message::Answer { token: self.token, frame: copy });
+        }
     }
 
     fn close(self: Box<Self>) {
-        self.answer(Message::CloseConnection { token: self.token });
+        if let Some(service) = self.service.upgrade() {
+            service.send(self.to, Message::CloseConnection { token: self.token });
+        }
     }
 }
 
@@ -40,6 +38,7 @@ impl CoreService {
         match message {
             Message::Request { token, view, received_ns, frame } => {
                 self.execute_for(from, token, &view, received_ns, &frame);
+                self.frames.give(frame);
             }
             Message::Answer { token, frame } => {
                 if let Some(Waiting::Answer { ticket, opcode, received_ns, under_way }) =
@@ -49,6 +48,7 @@ impl CoreService {
                     ticket.reply(|out| out.extend_from_slice(&frame));
                     self.answered(opcode, received_ns);
                 }
+                self.frames.give(frame);
             }
             Message::CloseConnection { token } => {
                 if let Some(Waiting::Answer { ticket, .. }) = self.take_waiting(token) {
@@ -70,7 +70,7 @@ impl CoreService {
             }
             Message::StatPart { token, part } => self.gathered::<StatJob>(token, part),
             Message::Seqnos { token, bucket, asked } => {
-                let part = vb_seqnos(&self.engine, bucket, &asked);
+                let part = vb_seqnos(&self.engine, bucket, asked);
                 self.send(from, Message::SeqnosTold { token, part });
             }
             Message::SeqnosTold { token, part } => self.gathered::<VbSeqnosJob>(token, part),
@@ -103,12 +103,12 @@ impl CoreService {
         if matches!(request.opcode(), Opcode::SET_VBUCKET | Opcode::DEL_VBUCKET) {
             return self.vbucket_change_for(to, token, view, &request);
         }
-        let mut out = Vec::new();
+        let mut out = self.frames.take(0);
         let mut defer =
             || -> Box<dyn Reply> { Box::new(RemoteReply { service: self.weak.clone(), to, token }) };
         match execute(&self.engine, view, &request, &mut out, &mut defer) {
             Outcome::Done => self.send(to, Message::Answer { token, frame: out }),
-            Outcome::Deferred => {}
+            Outcome::Deferred => self.frames.give(out),
             Outcome::Close => self.send(to, Message::CloseConnection { token }),
         }
     }

@@ -176,12 +176,16 @@ impl CoreService {
     ) {
         let responder = Responder::of_view(&request.frame, view, request.received_ns);
         let env = self.env.clone();
+        let (weak, bucket) = (self.weak.clone(), view.bucket);
         let finish = move |result: Result<Option<ScanId>, Refusal>| {
             let mut frame = Vec::new();
             match result {
                 Ok(Some(id)) => responder.success(&env).value(&id.0).encode(&mut frame),
                 Ok(None) => responder.success(&env).encode(&mut frame),
-                Err(refusal) => responder.refuse(&env, refusal, &mut frame),
+                Err(refusal) => match weak.upgrade() {
+                    Some(service) => service.refuse_in(bucket, &responder, refusal, &mut frame),
+                    None => responder.refuse(&env, refusal, &mut frame),
+                },
             }
             answer(frame);
         };

@@ -13,7 +13,7 @@ impl Question for VbSeqnosJob {
     const OPCODE: Opcode = Opcode::GET_ALL_VB_SEQNOS;
 
     fn part(&self, service: &CoreService) -> VbSeqnos {
-        vb_seqnos(&service.engine, self.bucket, &self.asked)
+        vb_seqnos(&service.engine, self.bucket, self.asked)
     }
 
     fn message(&self, token: Token) -> Message {

@@ -5,10 +5,13 @@
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rand::RngExt;
 use rand::rngs::Xoshiro256PlusPlus;
+use ringbase::bucket::states::VbucketStates;
+use ringbase::bucket::{BucketContext, BucketSettings};
 use ringbase::dcp::piece::{Content, SentPiece, StreamAnswer, StreamNumber, StreamSpec};
 use ringbase::dcp::settings::MarkerForm;
 use ringbase::dcp::streams::Streams;
@@ -228,7 +231,12 @@ impl Consumer {
                 is_sequential: false,
                 skips_deletes: false,
             };
-            match world.streams.open(&store, spec, self.pieces.clone()) {
+            let bucket = BucketContext::new(
+                world.sim.env(),
+                BucketSettings::default(),
+                Arc::new(VbucketStates::new(16)),
+            );
+            match world.streams.open(&store, &bucket, spec, self.pieces.clone()) {
                 StreamAnswer::Accepted(log) => {
                     coverage.resumed += u64::from(start > Seqno(0));
                     self.copy.uuid = log[0].uuid;

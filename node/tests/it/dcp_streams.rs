@@ -6,6 +6,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ringbase::bucket::states::VbucketStates;
+use ringbase::bucket::{BucketContext, BucketSettings};
 use ringbase::dcp::piece::{
     Content, PieceSink, SentPiece, StreamAnswer, StreamNumber, StreamPiece, StreamSpec,
 };
@@ -100,7 +102,9 @@ impl Client {
             is_sequential: self.sequential.get(),
             skips_deletes: false,
         };
-        self.streams.open(&rig.store(), spec, self.pieces.clone())
+        let bucket =
+            BucketContext::new(rig.sim.env(), BucketSettings::default(), Arc::new(VbucketStates::new(16)));
+        self.streams.open(&rig.store(), &bucket, spec, self.pieces.clone())
     }
 
     /// Takes the oldest piece and gives its buffer back; false if there is none.

@@ -7,7 +7,7 @@
 
 use super::bytes::{Reader, WriteLe};
 use super::{FormatError, LOG_GENERATIONS_MAX};
-use crate::types::{BucketId, Cas, FailoverEntry, Seqno, VbId, VbUuid};
+use crate::types::{BucketId, Cas, Collection, FailoverEntry, Scope, Seqno, VbId, VbUuid};
 
 const WHAT: &str = "manifest record";
 
@@ -116,6 +116,17 @@ pub struct VbState {
     pub segments: Vec<SegmentDesc>,
     /// Marks, in the order of their flushes.
     pub marks: Vec<MarksDesc>,
+    /// Its collections as of the last flush, in a record of their own ([`Record::Collections`]); none before the first flush.
+    pub collections: CollectionsDesc,
+}
+
+/// The collections and scopes that a vbucket ever had, each ascending by id. Empty: it has the default ones, uncounted.
+#[derive(Debug, Default, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct CollectionsDesc {
+    /// Collections, those that were dropped too.
+    pub collections: Vec<Collection>,
+    /// Scopes, those that were dropped too.
+    pub scopes: Vec<Scope>,
 }
 
 /// A bucket as a shard knows it.
@@ -194,6 +205,15 @@ pub enum Record {
         removed: Vec<u64>,
         /// What stands in their place.
         run: RunDesc,
+    },
+    /// The collections of a vbucket; follows the flush that they are as of.
+    Collections {
+        /// Whose.
+        bucket: BucketId,
+        /// Which.
+        vb: VbId,
+        /// The collections.
+        desc: CollectionsDesc,
     },
     /// What a vbucket is to its clients, with the branches that come of it.
     Role {
@@ -449,7 +469,57 @@ impl VbState {
             runs: list(reader, 56, RunDesc::read)?,
             segments: list(reader, 48, SegmentDesc::read)?,
             marks: list(reader, 28, MarksDesc::read)?,
+            collections: CollectionsDesc::default(),
         })
+    }
+}
+
+/// Bytes of a collection's entry.
+const COLLECTION_BYTES: usize = 44;
+
+/// Bytes of a scope's entry.
+const SCOPE_BYTES: usize = 20;
+
+impl CollectionsDesc {
+    fn put(&self, out: &mut Vec<u8>) {
+        put_list(out, &self.collections, |collection, out| {
+            out.put_u32(collection.id);
+            for number in [collection.created.0, collection.dropped.0, collection.items, collection.bytes] {
+                out.put_u64(number);
+            }
+            out.put_u64(collection.high_seqno.0);
+        });
+        put_list(out, &self.scopes, |scope, out| {
+            out.put_u32(scope.id);
+            out.put_u64(scope.created.0);
+            out.put_u64(scope.dropped.0);
+        });
+    }
+
+    fn read(reader: &mut Reader<'_>) -> Result<CollectionsDesc, FormatError> {
+        let collections = list(reader, COLLECTION_BYTES, |reader| {
+            Ok(Collection {
+                id: reader.u32("collection")?,
+                created: Seqno(reader.number("creation of a collection")?),
+                dropped: Seqno(reader.number("drop of a collection")?),
+                items: reader.number("items of a collection")?,
+                bytes: reader.number("bytes of a collection")?,
+                high_seqno: Seqno(reader.number("high seqno of a collection")?),
+            })
+        })?;
+        let scopes = list(reader, SCOPE_BYTES, |reader| {
+            Ok(Scope {
+                id: reader.u32("scope")?,
+                created: Seqno(reader.number("creation of a scope")?),
+                dropped: Seqno(reader.number("drop of a scope")?),
+            })
+        })?;
+        let ascend = collections.windows(2).all(|pair| pair[0].id < pair[1].id)
+            && scopes.windows(2).all(|pair| pair[0].id < pair[1].id);
+        if !ascend {
+            return Err(reader.invalid("collections", collections.len() as u64, "ascending ids"));
+        }
+        Ok(CollectionsDesc { collections, scopes })
     }
 }
 
@@ -510,6 +580,12 @@ impl Record {
                 out.put_u8(10);
                 out.put_u32(bucket.0);
             }
+            Record::Collections { bucket, vb, desc } => {
+                out.put_u8(11);
+                out.put_u32(bucket.0);
+                out.put_u16(vb.0);
+                desc.put(out);
+            }
             Record::Role { bucket, vb, state, topology, log } => {
                 out.put_u8(12);
                 out.put_u32(bucket.0);
@@ -566,6 +642,11 @@ impl Record {
                 run: RunDesc::read(reader)?,
             },
             10 => Record::BucketGone { bucket: BucketId(reader.u32("bucket")?) },
+            11 => Record::Collections {
+                bucket: BucketId(reader.u32("bucket")?),
+                vb: VbId(reader.u16("vbucket")?),
+                desc: CollectionsDesc::read(reader)?,
+            },
             12 => Record::Role {
                 bucket: BucketId(reader.u32("bucket")?),
                 vb: VbId(reader.u16("vbucket")?),
@@ -578,7 +659,7 @@ impl Record {
                 vb: VbId(reader.u16("vbucket")?),
                 log_from: reader.place("log position")?,
             },
-            _ => return Err(reader.invalid("tag", u64::from(tag), "1..=10, 12 or 13")),
+            _ => return Err(reader.invalid("tag", u64::from(tag), "1..=13")),
         })
     }
 
@@ -644,6 +725,7 @@ mod tests {
                 runs: vec![run.clone()],
                 segments: vec![segment.clone()],
                 marks: vec![marks.clone()],
+                collections: CollectionsDesc::default(),
             })),
             Record::Role { bucket, vb, state: 2, topology: "[[\"a\"]]".into(), log: log.clone() },
             Record::VbucketGone { bucket, vb, log_from: 700 },
@@ -651,6 +733,23 @@ mod tests {
             Record::Flush { bucket, vb, counts, segment, run: run.clone(), marks: Some(marks) },
             Record::Merge { bucket, vb, removed: vec![1, 2], run },
             Record::BucketGone { bucket },
+            Record::Collections {
+                bucket,
+                vb,
+                desc: CollectionsDesc {
+                    collections: vec![
+                        Collection { items: 5, bytes: 70, ..Collection::default() },
+                        Collection {
+                            id: u32::MAX,
+                            created: Seqno(3),
+                            dropped: Seqno(9),
+                            high_seqno: Seqno(9),
+                            ..Collection::default()
+                        },
+                    ],
+                    scopes: vec![Scope::default(), Scope { id: 8, created: Seqno(2), dropped: Seqno(0) }],
+                },
+            },
         ]
     }
 

@@ -22,7 +22,7 @@ use crate::mutant::{Mutant, is_on};
 /// Slots of a bucket.
 pub(super) const BUCKET_SLOTS: usize = if cfg!(any(loom, shuttle)) { 2 } else { 7 };
 
-/// Slots of a group behind it: what the allocator rounds a group up to is full then.
+/// Slots of a group behind it.
 pub(super) const OVERFLOW_SLOTS: usize = if cfg!(any(loom, shuttle)) { 1 } else { 4 };
 
 /// The bytes that one more group takes.
@@ -44,7 +44,7 @@ pub(super) struct Overflow {
 }
 
 #[cfg(not(any(loom, shuttle)))]
-const _: () = assert!(size_of::<Bucket>() == 64 && OVERFLOW_BYTES == 48);
+const _: () = assert!(size_of::<Bucket>() == 64 && OVERFLOW_BYTES == 40);
 
 impl Bucket {
     pub(super) fn new() -> Bucket {

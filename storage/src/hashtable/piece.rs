@@ -8,10 +8,11 @@
 
 #![allow(unsafe_code)]
 
+use std::alloc::{Layout, handle_alloc_error};
 use std::ops::Deref;
 
 use crate::epoch::Pin;
-use crate::item::allocated_bytes;
+use crate::slab;
 
 /// One element of such an array.
 #[derive(Debug)]
@@ -54,7 +55,11 @@ impl<T> Deref for Ref<'_, T> {
 
 /// The bytes that an array of `len` really takes.
 pub(super) const fn array_bytes<T>(len: usize) -> usize {
-    allocated_bytes(len * size_of::<T>())
+    slab::taken_bytes(len * size_of::<T>())
+}
+
+fn layout<T>(len: usize) -> Layout {
+    Layout::array::<Piece<T>>(len).expect("arrays are bounded")
 }
 
 /// An array of `len` elements; it is there until [`retire`].
@@ -64,8 +69,20 @@ pub(super) fn alloc<T>(len: usize, make: impl Fn() -> T) -> *mut Piece<T> {
         is_freed: std::sync::atomic::AtomicBool::new(false),
         value: make(),
     };
-    let array: Box<[Piece<T>]> = std::iter::repeat_with(piece).take(len).collect();
-    Box::into_raw(array).cast()
+    let layout = layout::<T>(len);
+    assert!(layout.size() > 0, "an array has elements");
+    // SAFETY: its size is not zero.
+    let first = unsafe { slab::take(layout) }.cast::<Piece<T>>();
+    if first.is_null() {
+        handle_alloc_error(layout);
+    }
+    for index in 0..len {
+        // SAFETY: the array has room for as many.
+        let at = unsafe { first.add(index) };
+        // SAFETY: as above; it is new memory, aligned as the layout asks.
+        unsafe { at.write(piece()) };
+    }
+    first
 }
 
 /// Element `index` of the array at `first`.
@@ -101,14 +118,18 @@ unsafe impl<T: Send + Sync + 'static> Send for Unlinked<T> {}
 impl<T: Send + Sync + 'static> Drop for Unlinked<T> {
     fn drop(&mut self) {
         let array = std::ptr::slice_from_raw_parts_mut(self.first, self.len);
-        // SAFETY: the array comes from `Box::into_raw` with this length, and this is its only owner.
-        let array = unsafe { Box::from_raw(array) };
         #[cfg(any(loom, shuttle))]
-        for piece in Box::leak(array) {
+        // SAFETY: the array was made with this length, and stays.
+        for piece in unsafe { &*array } {
             let was_freed = piece.is_freed.swap(true, std::sync::atomic::Ordering::SeqCst);
             assert!(!was_freed, "freed twice");
         }
         #[cfg(not(any(loom, shuttle)))]
-        drop(array);
+        {
+            // SAFETY: the array was made with this length, and this is its only owner.
+            unsafe { array.drop_in_place() };
+            // SAFETY: it was taken with this layout, and nobody uses it any more.
+            unsafe { slab::give(self.first.cast(), layout::<T>(self.len)) };
+        }
     }
 }

@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use proptest::prelude::*;
 
 use super::*;
-use crate::item::allocated_bytes;
 use crate::item::test_item;
+use crate::slab::taken_bytes;
 use crate::types::Kind;
 
 fn item_with(key: &[u8], seqno: u64, value: &[u8]) -> Item {
@@ -31,8 +31,8 @@ fn bytes_counted(table: &HashTable) -> usize {
     let (mut left, mut level) = (table.buckets(), 1);
     while left > 0 {
         let segment = level.min(directory::SEGMENT_BUCKETS_MAX);
-        bytes += allocated_bytes(level / segment * 8);
-        bytes += left.min(level).div_ceil(segment) * allocated_bytes(segment * 64);
+        bytes += taken_bytes(level / segment * 8);
+        bytes += left.min(level).div_ceil(segment) * taken_bytes(segment * 64);
         left -= left.min(level);
         level = (table.buckets() - left).next_power_of_two();
     }

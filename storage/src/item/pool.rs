@@ -1,28 +1,26 @@
 //! Memory of dropped versions that this thread uses for the next ones.
 //!
-//! A write that replaces a version drops one of about the size that it allocates. The allocator of the C library keeps only seven pieces of a
-//! size at hand; what goes beyond is merged with its neighbours and split again, and each of these steps waits for memory.
+//! A write that replaces a version drops one of about the size that it allocates, a little later. What is kept here spares both the way to the
+//! heap.
 //!
 //! Invariants
 //! - A piece is given out with the layout with which it came.
-//! - At most [`PIECES_MAX`] pieces of a size, of at most [`BYTES_MAX`] bytes: half a MiB on a thread, if it has kept all of all sizes.
+//! - At most [`PIECES_MAX`] pieces of a size, of at most [`BYTES_MAX`] bytes: one MiB on a thread, if it has kept all of all sizes.
 //!
 //! Cost: a push or a pop; the piece itself is not touched.
 //! Does not know: what was in a piece.
 
-use std::alloc::{Layout, alloc, dealloc};
+use std::alloc::Layout;
 use std::cell::RefCell;
 
-use super::{ALLOCATOR_ROUND_BYTES, Head};
+use super::{Head, SMALL_BYTES_MAX as BYTES_MAX};
+use crate::slab::{self, PIECE_ALIGN};
 
 /// Pieces kept of a size.
 const PIECES_MAX: usize = 64;
 
-/// Largest piece that is kept, in bytes.
-const BYTES_MAX: usize = 512;
-
 /// Sizes that are told apart.
-const SIZES: usize = BYTES_MAX / ALLOCATOR_ROUND_BYTES + 1;
+const SIZES: usize = BYTES_MAX / PIECE_ALIGN + 1;
 
 struct Pool([Vec<*mut u8>; SIZES]);
 
@@ -30,16 +28,15 @@ thread_local! {
     static POOL: RefCell<Pool> = const { RefCell::new(Pool([const { Vec::new() }; SIZES])) };
 }
 
-/// Where pieces of this layout are kept. Layouts of items are what the allocator rounds to, so those in one place are equal.
+/// Where pieces of this layout are kept. Items up to [`BYTES_MAX`] are rounded to [`PIECE_ALIGN`], so those in one place are equal.
 fn place(layout: Layout) -> Option<usize> {
-    let place = layout.size() / ALLOCATOR_ROUND_BYTES;
+    let place = layout.size() / PIECE_ALIGN;
     // A sanitizer is to see each piece come and go.
-    (place < SIZES && !cfg!(fuzzing)).then_some(place)
+    (layout.size() <= BYTES_MAX && !cfg!(fuzzing)).then_some(place)
 }
 
-fn layout_of(place: usize) -> Layout {
-    let bytes = super::allocated_bytes(place * ALLOCATOR_ROUND_BYTES) - super::ALLOCATOR_HEADER_BYTES;
-    Layout::from_size_align(bytes, align_of::<Head>()).expect("sizes are small")
+fn layout_at(place: usize) -> Layout {
+    Layout::from_size_align(place * PIECE_ALIGN, align_of::<Head>()).expect("sizes are small")
 }
 
 /// A piece of memory for an item; null if there is none.
@@ -51,7 +48,7 @@ pub(super) unsafe fn take(layout: Layout) -> *mut u8 {
     let kept =
         place(layout).and_then(|place| POOL.try_with(|pool| pool.borrow_mut().0[place].pop()).ok().flatten());
     // SAFETY: the layout has the size of a head at least, which is not zero.
-    kept.unwrap_or_else(|| unsafe { alloc(layout) })
+    kept.unwrap_or_else(|| unsafe { slab::take(layout) })
 }
 
 /// Gives back what [`take`] gave for the same layout.
@@ -73,8 +70,8 @@ pub(super) unsafe fn give(piece: *mut u8, layout: Layout) {
         POOL.try_with(keep).unwrap_or(false)
     });
     if !is_kept {
-        // SAFETY: it was allocated with this layout, here or before it was kept, and nobody uses it.
-        unsafe { dealloc(piece, layout) };
+        // SAFETY: it was taken with this layout, here or before it was kept, and nobody uses it.
+        unsafe { slab::give(piece, layout) };
     }
 }
 
@@ -83,25 +80,23 @@ impl Drop for Pool {
         for (place, pieces) in self.0.iter_mut().enumerate() {
             for piece in pieces.drain(..) {
                 // SAFETY: pieces in this place have this layout, and nobody uses what is kept.
-                unsafe { dealloc(piece, layout_of(place)) };
+                unsafe { slab::give(piece, layout_at(place)) };
             }
         }
     }
 }
 
-#[cfg(all(test, not(any(loom, shuttle))))]
+#[cfg(all(test, not(any(fuzzing, loom, shuttle))))]
 mod tests {
-    use super::super::{ALLOCATOR_HEADER_BYTES, allocated_bytes};
     use super::*;
 
     #[test]
     fn a_place_holds_one_layout() {
         for len in size_of::<Head>()..2 * BYTES_MAX {
-            let bytes = allocated_bytes(len) - ALLOCATOR_HEADER_BYTES;
-            let layout = Layout::from_size_align(bytes, align_of::<Head>()).unwrap();
-            assert!(bytes >= len);
+            let layout = super::super::layout_of(len);
+            assert!(layout.size() >= len);
             match place(layout) {
-                Some(place) => assert_eq!(layout_of(place), layout, "{len}"),
+                Some(place) => assert_eq!(layout_at(place), layout, "{len}"),
                 None => assert!(len > BYTES_MAX, "{len}"),
             }
         }
@@ -110,7 +105,7 @@ mod tests {
     #[test]
     fn a_piece_that_was_given_is_taken_again_and_what_is_too_much_goes_back() {
         std::thread::spawn(|| {
-            let layout = layout_of(9);
+            let layout = layout_at(9);
             // SAFETY: it is a layout of items.
             let pieces: Vec<*mut u8> = (0..2 * PIECES_MAX).map(|_| unsafe { take(layout) }).collect();
             for piece in &pieces {

@@ -12,20 +12,21 @@
 use crate::atomic::{AtomicUsize, Ordering};
 use crate::epoch::Node;
 use crate::prefetch::foresee;
+use crate::slab::Array;
 use crate::types::Seqno;
 
 /// See the module.
 pub(super) struct Segment {
     first: Seqno,
     /// Packed: the distance of each slot's seqno from the first.
-    distances: Option<Box<[u32]>>,
-    slots: Box<[AtomicUsize]>,
+    distances: Option<Array<u32>>,
+    slots: Array<AtomicUsize>,
 }
 
 impl Segment {
     /// An empty segment for the `slots` seqnos from `first` on.
     pub(super) fn dense(first: Seqno, slots: usize) -> Segment {
-        Segment { first, distances: None, slots: (0..slots).map(|_| AtomicUsize::new(0)).collect() }
+        Segment { first, distances: None, slots: Array::collect((0..slots).map(|_| AtomicUsize::new(0))) }
     }
 
     /// A segment of these words, in the order of their seqnos, which lie within 32 bits of each other.
@@ -33,8 +34,8 @@ impl Segment {
         let first = words.first().map_or(Seqno(0), |(seqno, _)| *seqno);
         Segment {
             first,
-            distances: Some(words.iter().map(|(seqno, _)| (seqno.0 - first.0) as u32).collect()),
-            slots: words.iter().map(|(_, word)| AtomicUsize::new(*word)).collect(),
+            distances: Some(Array::collect(words.iter().map(|(seqno, _)| (seqno.0 - first.0) as u32))),
+            slots: Array::collect(words.iter().map(|(_, word)| AtomicUsize::new(*word))),
         }
     }
 

@@ -12,7 +12,7 @@ use std::rc::Rc;
 
 use super::{BucketMemoryStats, Shard, ShardCore};
 use crate::extent::Extents;
-use crate::format::manifest_record::{BucketDesc, Record, VbCounts, VbState};
+use crate::format::manifest_record::{BucketDesc, CollectionsDesc, Record, VbCounts, VbState};
 use crate::manifest::ManifestError;
 use crate::mutant::{Mutant, is_on};
 use crate::types::{BucketId, FailoverEntry, Seqno, VbId};
@@ -189,6 +189,7 @@ impl ShardCore {
             runs: Vec::new(),
             segments: Vec::new(),
             marks: Vec::new(),
+            collections: CollectionsDesc::default(),
         }
     }
 

@@ -4,6 +4,7 @@
 //!
 //! Invariants
 //! - The purge seqno rises in the step that drops a tombstone nobody replaced, and in no other (T4.10). The newest version of the vbucket stays.
+//!   What a dropped collection leaves goes without it: the event that dropped it stays, and says it all.
 //! - A view of a vbucket that has ended says so; it never shows less than its moment (T4.13).
 //!
 //! Cost: opening a view in key order builds the key index if there is none, in slices.
@@ -14,10 +15,11 @@ use std::collections::VecDeque;
 use std::rc::{Rc, Weak};
 
 use super::{State, VbStore};
+use crate::collections::id_of;
 use crate::item::Item;
 use crate::reader::ReadError;
 use crate::registry::KeyReader;
-use crate::types::Seqno;
+use crate::types::{Kind, Seqno};
 use crate::versions::{SLICE, VersionsStats};
 
 /// A view's place in key order. What was kept for it goes when it is dropped.
@@ -192,6 +194,48 @@ impl VbStore {
         self.memory.add_resident(-(freed as i64));
         state.book_overhead(&self.memory);
         next.is_some()
+    }
+
+    /// One slice of erasing, from `from` on in seqno order: drops what is stored of collections that were dropped, except what a reader in seqno order can
+    /// still see. Their drop is an event that stays, so nothing that a client must hear of is lost. Returns where the next slice begins; `None` at the
+    /// end, and for a vbucket on disk, where only a merge could drop them.
+    pub fn erase_dropped(&self, from: Seqno) -> Option<Seqno> {
+        if !self.is_ephemeral {
+            return None;
+        }
+        let state = &mut *self.state.borrow_mut();
+        let mut due = Vec::new();
+        let collections = state.collections.clone();
+        let next = state.versions.visit(from, SLICE, |item| {
+            let collection = id_of(item.key()).and_then(|(id, _)| collections.get(id));
+            if item.kind() != Kind::SystemEvent && collection.is_some_and(|one| !one.is_open()) {
+                due.push(item.clone());
+            }
+        });
+        drop(collections);
+        let mut freed = 0;
+        for item in due {
+            if !state.versions.purge(&item) {
+                continue;
+            }
+            state.table.evict(item.key(), item.seqno());
+            freed += item.resident_bytes();
+            if item.is_deleted() {
+                state.counts.tombstones -= 1;
+            } else {
+                state.counts.items -= 1;
+                Rc::make_mut(&mut state.collections).erased(item.key(), item.value().len());
+            }
+        }
+        self.memory.add_resident(-(freed as i64));
+        state.book_overhead(&self.memory);
+        next
+    }
+
+    /// Documents that are stored although their collection was dropped.
+    #[must_use]
+    pub fn hidden_items(&self) -> u64 {
+        self.state.borrow().collections.hidden_items()
     }
 
     /// Bytes that the bucket takes in this shard, and its share of the quota.

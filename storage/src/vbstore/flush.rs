@@ -135,6 +135,8 @@ impl VbStore {
             run: prepared.run.desc().clone(),
             marks: prepared.marks_desc.as_ref().map(|(desc, _)| desc.clone()),
         });
+        let desc = prepared.table.collections().map(|collections| collections.describe());
+        records.extend(desc.map(|desc| Record::Collections { bucket, vb, desc }));
         records
     }
 

@@ -35,6 +35,7 @@ pub use view::{Parts, ReadView, Version, ViewError};
 pub use window::SeqnoReading;
 pub use write::{NewVersion, WriteError};
 
+use crate::collections::{Collections, Subject};
 use crate::format::block::{BlockIdentity, BlockType};
 use crate::format::manifest_record::{VbCounts, VbState};
 use crate::hashtable::{HashTable, TableReader};
@@ -44,7 +45,7 @@ use crate::reader::ReadError;
 use crate::run::{Run, filter_hash};
 use crate::shard::{BucketMemory, ShardCore, VbRole};
 use crate::sync::Event;
-use crate::types::{BucketId, Cas, FailoverEntry, Seqno, VbId, VbUuid};
+use crate::types::{BucketId, Cas, Collection, FailoverEntry, Seqno, VbId, VbUuid};
 use crate::versions::Versions;
 
 /// Most key runs of a vbucket; a flush that would add one more merges them first.
@@ -88,7 +89,7 @@ pub enum Lookup {
 /// The counts that statistics show.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 pub struct VbStats {
-    /// Live documents.
+    /// Live documents, those of dropped collections left out.
     pub items: u64,
     /// Tombstones.
     pub tombstones: u64,
@@ -127,6 +128,7 @@ pub struct VbStats {
 struct State {
     high: Seqno,
     counts: VbCounts,
+    collections: Rc<Collections>,
     active: Memtable,
     frozen: VecDeque<Rc<Memtable>>,
     table: HashTable,
@@ -184,6 +186,11 @@ impl VbStore {
         let state = State {
             high: counts.flushed_seqno,
             counts,
+            collections: Rc::new(Collections::described(
+                &described.collections,
+                counts.items,
+                counts.flushed_seqno,
+            )),
             active: Memtable::default(),
             frozen: VecDeque::new(),
             table: HashTable::default(),
@@ -290,10 +297,30 @@ impl VbStore {
         self.flushed_event.notify_all();
     }
 
-    /// Live documents.
+    /// Live documents, those of dropped collections left out.
     #[must_use]
     pub fn items(&self) -> u64 {
-        self.state.borrow().counts.items
+        let state = self.state.borrow();
+        state.counts.items.saturating_sub(state.collections.hidden_items())
+    }
+
+    /// Its collections as they are now. While somebody holds them, the next write copies them.
+    #[must_use]
+    pub fn collections(&self) -> Rc<Collections> {
+        self.state.borrow().collections.clone()
+    }
+
+    /// What is known of a collection.
+    #[must_use]
+    pub fn collection(&self, id: u32) -> Option<Collection> {
+        self.state.borrow().collections.get(id).copied()
+    }
+
+    /// Whether the events of this vbucket say that the subject is there.
+    #[must_use]
+    #[inline]
+    pub fn is_open(&self, subject: Subject) -> bool {
+        self.state.borrow().collections.is_open(subject)
     }
 
     /// Greatest purged tombstone.
@@ -379,7 +406,7 @@ impl VbStore {
         let runs_bytes: usize = version.runs.iter().map(|run: &Rc<Run>| run.resident_bytes()).sum();
         let segments_bytes: usize = version.segments.iter().map(|segment| segment.resident_bytes()).sum();
         VbStats {
-            items: state.counts.items,
+            items: state.counts.items.saturating_sub(state.collections.hidden_items()),
             tombstones: state.counts.tombstones,
             high_seqno: state.high,
             persisted_seqno: self.persisted.get(),

@@ -13,6 +13,7 @@ use std::rc::Rc;
 
 use super::ephemeral::KeyReading;
 use super::{FROZEN_MAX, MemoryView, SeqnoReading, VbStore};
+use crate::collections::Collections;
 use crate::memtable::Memtable;
 use crate::reader::ReadError;
 use crate::run::Run;
@@ -49,6 +50,7 @@ pub(super) struct ViewCell {
     pub(super) epoch: Cell<u64>,
     uuid: VbUuid,
     items: u64,
+    collections: Rc<Collections>,
     opened_ns: u64,
     store: Rc<VbStore>,
 }
@@ -174,7 +176,8 @@ impl VbStore {
             parts: RefCell::new(parts),
             epoch: Cell::new(0),
             uuid: state.failover_log.first().map_or(VbUuid(0), |entry| entry.uuid),
-            items: state.counts.items,
+            collections: state.collections.clone(),
+            items: state.counts.items.saturating_sub(state.collections.hidden_items()),
             opened_ns: self.core.env().clock.monotonic_ns(),
             store: self.weak.upgrade().expect("the store is borrowed"),
         });
@@ -191,7 +194,7 @@ impl super::State {
             let counts = super::VbCounts { flushed_seqno: self.high, ..self.counts };
             let active = std::mem::take(&mut self.active);
             let reader = self.versions.open(active.first(), counts.purge_seqno);
-            self.frozen.push_back(active.freeze(counts, reader));
+            self.frozen.push_back(active.freeze(counts, self.collections.clone(), reader));
         }
     }
 
@@ -220,10 +223,16 @@ impl ReadView {
         self.cell.uuid
     }
 
-    /// Live documents in it.
+    /// Live documents in it, those of dropped collections left out.
     #[must_use]
     pub fn items(&self) -> u64 {
         self.cell.items
+    }
+
+    /// Its collections at the time it was opened.
+    #[must_use]
+    pub fn collections(&self) -> &Collections {
+        &self.cell.collections
     }
 
     /// When it was opened, monotonic nanoseconds.

@@ -5,6 +5,7 @@
 use std::rc::Rc;
 
 use super::{Found, VbStore};
+use crate::collections::Replaced;
 use crate::format::wal_record::WAL_RECORD_BYTES;
 use crate::item::{Item, VALUE_BYTES_MAX};
 use crate::shard::BucketMemory;
@@ -89,8 +90,9 @@ impl VbStore {
             return Err(WriteError::TooLong { bytes: record_bytes, max: VALUE_BYTES_MAX });
         }
         if self.is_ephemeral {
-            // A deletion makes room in the end.
-            if !new.kind.is_deleted() && !self.memory.has_resident_room(record_bytes) {
+            // A deletion makes room in the end, and so does an event that drops a collection.
+            let makes_room = new.kind.is_deleted() || new.kind == Kind::SystemEvent;
+            if !makes_room && !self.memory.has_resident_room(record_bytes) {
                 return Err(WriteError::NoRoom);
             }
         } else {
@@ -108,6 +110,7 @@ impl VbStore {
             Found::Version(item) => Former { seqno: item.seqno(), live: !item.is_deleted() },
             Found::Absent => Former::default(),
         };
+        let replaced = found.live().map(|item| (item.key().len() + item.value().len()) as u64);
         // What is replaced lies anywhere in memory: it is on its way while the new version is made.
         state.versions.foresee(former.seqno);
         let revid = match found {
@@ -125,13 +128,13 @@ impl VbStore {
         };
         let item = Item::new(meta, new.key, new.value);
         if self.is_ephemeral {
-            state.take(&self.memory, &item, former);
+            state.take(&self.memory, &item, former, replaced);
             self.set_persisted(state.high);
             self.written_event.notify_all();
             return Ok(item);
         }
         let position = wal.append(self.bucket, self.vb, &item, former);
-        state.take_unflushed(&self.memory, &item, former, position);
+        state.take_unflushed(&self.memory, &item, former, replaced, position);
         if !self.dirty.replace(true) {
             self.core.add_dirty(self.weak.clone());
         }
@@ -157,7 +160,10 @@ impl VbStore {
         if item.seqno() != state.high.next() {
             return Err(state.high.next());
         }
-        state.take_unflushed(&self.memory, &item, former, position);
+        // A version that was flushed is not read for its length.
+        let known = state.table.get(item.key()).filter(|old| old.seqno() == former.seqno);
+        let replaced = known.map(|old| (old.key().len() + old.value().len()) as u64);
+        state.take_unflushed(&self.memory, &item, former, replaced, position);
         self.persisted.set(state.high);
         Ok(())
     }
@@ -170,15 +176,23 @@ impl VbStore {
 }
 
 impl super::State {
-    fn take_unflushed(&mut self, memory: &BucketMemory, item: &Item, former: Former, position: u64) {
+    fn take_unflushed(
+        &mut self,
+        memory: &BucketMemory,
+        item: &Item,
+        former: Former,
+        replaced: Option<u64>,
+        position: u64,
+    ) {
         let before = self.active.bytes();
         self.active.insert(item.clone(), former.seqno, position);
         memory.add_memtable(self.active.bytes() as i64 - before as i64);
-        self.take(memory, item, former);
+        self.take(memory, item, former, replaced);
     }
 
-    fn take(&mut self, memory: &BucketMemory, item: &Item, former: Former) {
-        self.count(item, former);
+    /// `replaced` are the bytes of key and value that the version replaces, if they are known.
+    fn take(&mut self, memory: &BucketMemory, item: &Item, former: Former, replaced: Option<u64>) {
+        self.count(item, former, replaced);
         let (settled, _) = self.versions.settle();
         let replaced = self.versions.take(item, former.seqno);
         let old = self.table.insert(item.clone());
@@ -196,14 +210,19 @@ impl super::State {
         self.overhead_booked = overhead;
     }
 
-    fn count(&mut self, item: &Item, former: Former) {
+    fn count(&mut self, item: &Item, former: Former, replaced: Option<u64>) {
         let meta = &item.meta();
         self.high = meta.seqno;
+        let replaced = Replaced { live: former.live, bytes: replaced };
+        Rc::make_mut(&mut self.collections).take(meta, item.key(), item.value().len(), replaced);
         let counts = &mut self.counts;
         counts.max_cas = counts.max_cas.max(meta.cas);
         counts.snapshot_start = meta.seqno;
         counts.snapshot_end = meta.seqno;
         counts.max_visible = meta.seqno;
+        if meta.kind == Kind::SystemEvent {
+            return;
+        }
         let was_tombstone = former.seqno != Seqno(0) && !former.live;
         counts.items = counts.items + u64::from(!meta.kind.is_deleted()) - u64::from(former.live);
         counts.tombstones = counts.tombstones + u64::from(meta.kind.is_deleted()) - u64::from(was_tombstone);

@@ -3,6 +3,7 @@
 
 mod branch;
 mod buckets;
+mod collections;
 mod crash;
 mod damage;
 mod device;

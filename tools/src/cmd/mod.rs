@@ -3,6 +3,7 @@
 //! Does not know: what a command prints.
 
 mod bucket;
+mod collection;
 mod dcp_drain;
 mod documents;
 mod inspect;
@@ -40,6 +41,7 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
         Command::Timings(args) => timings::run(&global, &args),
         Command::Trace(args) => trace::run(&global, &args),
         Command::Bucket(args) => bucket::run(&global, &args),
+        Command::Collection(args) => collection::run(&global, &args),
         Command::Vbucket(args) => vbucket::run(&global, &args),
         Command::User(args) => user::run(&global, &args),
         Command::Load(args) => load::run(&global, &args),

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "all of this crate is tests, helpers too")]
 
 mod buckets;
+mod collections;
 mod command_line;
 mod dcp_drain;
 mod users;

@@ -28,7 +28,10 @@ impl Cores for Two {
                 match &step {
                     Step::Prepare(bucket) => engine.prepare(bucket).await.map_err(failed)?,
                     Step::Withdraw { bucket, .. } => engine.withdraw(*bucket).await,
-                    Step::Publish(set) => engine.publish(set).map_err(failed)?,
+                    Step::Publish(set) => {
+                        engine.publish(set).map_err(failed)?;
+                        engine.bring_events_into_line().await;
+                    }
                     Step::Remove(bucket) => engine.remove(*bucket).await.map_err(failed)?,
                 }
             }

@@ -8,8 +8,8 @@ use crate::bucket::document::LOCKED_CAS;
 use crate::bucket::locks::LOCKS_MAX;
 use crate::command::StatQuery;
 use crate::command::rig::{Answer, PLAIN, Rig, RigOptions, VB, get, set};
-use crate::command::stat::DcpQuery;
 use crate::command::stat::{self, StatGroup, StatValue};
+use crate::command::stat::{CollectionQuery, DcpQuery};
 use crate::protocol::extras::{ArithmeticExtras, StoreExtras};
 use crate::protocol::framing::{Durability, DurabilityLevel};
 use crate::protocol::{Feature, Opcode, Request, RequestFraming, Status};
@@ -40,7 +40,8 @@ fn high_seqno(rig: &Rig) -> u64 {
 
 fn stat(rig: &Rig, name: &str) -> u64 {
     let bucket = rig.engine.buckets().first().map(|bucket| bucket.id);
-    let query = StatQuery { group: StatGroup::General, vbucket: None, bucket, dcp: DcpQuery::default() };
+    let (collections, dcp) = (CollectionQuery::default(), DcpQuery::default());
+    let query = StatQuery { group: StatGroup::General, collections, vbucket: None, bucket, dcp };
     match stat::collect(&query, &[&rig.engine]).get(name) {
         Some(StatValue::Sum(number) | StatValue::Max(number)) => *number,
         other => panic!("{name}: {other:?}"),

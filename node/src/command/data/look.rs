@@ -31,6 +31,10 @@ pub fn look(engine: &Engine, view: &SessionView, request: &Request<'_>, out: &mu
     let Some(bucket) = view.bucket.and_then(|id| engine.bucket(id)) else { return false };
     let Some(table) = bucket.table(request.vbucket()) else { return false };
     let Some(key) = request.key else { return false };
+    let collection = key.collection;
+    if !bucket.context.has_collection(collection) {
+        return false;
+    }
     let mut buffer: KeyBuffer = [0; _];
     let key = key.with_prefix(&mut buffer);
     let pin = pin();
@@ -43,6 +47,7 @@ pub fn look(engine: &Engine, view: &SessionView, request: &Request<'_>, out: &mu
     count(&tally.cmd_get);
     count(&tally.get_hits);
     count(&tally.vb_active_ops_get);
+    bucket.context.count_use(collection, |usage| &usage.gets);
     let responder = Responder::of_view(&request.frame, view, request.received_ns);
     encode_document(&responder, engine.env(), operation, item.cas(), request.frame.key, &item, out);
     true

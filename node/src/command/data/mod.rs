@@ -36,6 +36,7 @@ use std::rc::Rc;
 
 use ringbase_storage::vbstore::{Lookup, VbStore};
 
+use super::collections::fail_in;
 use super::request::Request;
 use super::respond::Responder;
 use super::session::SessionView;
@@ -122,7 +123,7 @@ pub fn execute(
     let context = &bucket.context;
     let prepared = match operation::prepare(operation, request, context) {
         Ok(prepared) => prepared,
-        Err(status) => return responder.fail(env, status, out),
+        Err(status) => return fail_in(context, &responder, status, out),
     };
     let mut buffer: KeyBuffer = [0; _];
     let key = key.with_prefix(&mut buffer);
@@ -146,7 +147,7 @@ pub fn execute(
             answer.encode(&responder, env, store, request.frame.key, out);
             Outcome::Done
         }
-        Err(status) => responder.fail(env, status, out),
+        Err(status) => fail_in(context, &responder, status, out),
     }
 }
 

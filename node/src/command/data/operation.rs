@@ -5,6 +5,7 @@
 //!
 //! Does not know: how the answer is framed, where the document was found.
 
+use ringbase_storage::collections::Subject;
 use ringbase_storage::types::Cas;
 use ringbase_storage::vbstore::{Found, VbStore, WriteError};
 
@@ -15,7 +16,7 @@ use crate::bucket::tally::count;
 use crate::bucket::{Access, BucketContext, Failure, Verdict, expiry};
 use crate::command::request::Request;
 use crate::protocol::extras::{ArithmeticExtras, StoreExtras, decode_u32};
-use crate::protocol::{Opcode, Refusal, Status};
+use crate::protocol::{CollectionId, Opcode, Refusal, Status};
 
 /// What is done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -134,6 +135,7 @@ impl Operation {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Prepared<'a> {
     operation: Operation,
+    collection: CollectionId,
     action: Action<'a>,
     cas: Cas,
     now: u32,
@@ -165,9 +167,9 @@ pub(super) fn prepare<'a>(
     let now = bucket.now();
     let (extras, value) = (request.frame.extras, request.frame.value);
     let status = |refusal: Refusal| refusal.status;
-    let absolute = |given| {
-        expiry::absolute(given, now, bucket.settings().ttl_seconds_max).map_err(|_| Status::EXPIRY_OVERFLOW)
-    };
+    let collection = request.key.map(|key| key.collection).unwrap_or_default();
+    let ttl_seconds_max = bucket.ttl_seconds_max(collection).ok_or(Status::UNKNOWN_COLLECTION)?;
+    let absolute = |given| expiry::absolute(given, now, ttl_seconds_max).map_err(|_| Status::EXPIRY_OVERFLOW);
     let action = match operation {
         Operation::Get | Operation::GetWithKey | Operation::GetCopy => Action::Read,
         Operation::GetMeta => Action::ReadMeta { with_datatype: extras.first() == Some(&2) },
@@ -208,7 +210,7 @@ pub(super) fn prepare<'a>(
             return Err(Status::EINVAL);
         }
     };
-    Ok(Prepared { operation, action, cas: request.frame.cas(), now })
+    Ok(Prepared { operation, collection, action, cas: request.frame.cas(), now })
 }
 
 /// Whether a request may be carried out on its vbucket now, which may have changed since it came.
@@ -247,9 +249,19 @@ pub(super) fn perform(
     key: &[u8],
     found: &Found,
 ) -> Result<Answer, Status> {
-    let Prepared { operation, action, cas, now } = *prepared;
+    let Prepared { operation, collection, action, cas, now } = *prepared;
+    // The event that creates the collection comes before its first document.
+    let writes = operation.role() == Role::ReadWrite;
+    if writes && collection != CollectionId::DEFAULT && !store.is_open(Subject::Collection(collection.0)) {
+        return Err(Status::ETMPFAIL);
+    }
     let document = Document { store, bucket, key, found, now };
     let tally = &bucket.tally;
+    bucket.count_use(collection, |usage| match operation {
+        Operation::Remove => &usage.deletes,
+        _ if writes => &usage.stores,
+        _ => &usage.gets,
+    });
     let done = match action {
         Action::Read => return read(&document, operation),
         Action::ReadMeta { with_datatype } => {

@@ -21,6 +21,7 @@ use super::answer::Answer;
 use super::operation::{Operation, admit, perform, prepare};
 use super::{Outcome, Reply};
 use crate::bucket::context::{BucketContext, WaitingRoom};
+use crate::command::collections::fail_in;
 use crate::command::request::Request;
 use crate::command::respond::Responder;
 use crate::command::session::SessionView;
@@ -89,7 +90,7 @@ impl Waiting {
                 answer.encode(&responder, env, store, request.frame.key, &mut frame);
                 Outcome::Done
             }
-            Err(status) => responder.fail(env, status, &mut frame),
+            Err(status) => fail_in(&bucket, &responder, status, &mut frame),
         };
         drop(room);
         finish(outcome, reply, &frame);

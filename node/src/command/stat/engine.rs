@@ -7,7 +7,7 @@
 
 use ringbase_storage::vbstore::{VbStats, VbStore};
 
-use super::{StatGroup, StatPart, StatQuery, StatSource, Unit};
+use super::{StatGroup, StatPart, StatQuery, StatSource, Unit, collections};
 use crate::bucket::Engine;
 use crate::protocol::dcp::signal::VbucketState;
 
@@ -20,6 +20,11 @@ impl StatSource for Engine {
             StatGroup::VbucketSeqno => each_vbucket(self, query, part, seqnos),
             StatGroup::Failovers => each_vbucket(self, query, part, failovers),
             StatGroup::Timings => timings(self, part),
+            StatGroup::Collections
+            | StatGroup::CollectionsById
+            | StatGroup::Scopes
+            | StatGroup::ScopesById => collections::numbers(self, query, part),
+            StatGroup::CollectionsDetails => collections::details(self, query, part),
             StatGroup::Uuid
             | StatGroup::RangeScans
             | StatGroup::Dcp
@@ -33,6 +38,9 @@ impl StatSource for Engine {
         for bucket in self.buckets() {
             bucket.context.tally.reset();
             bucket.context.pager_runs.set(0);
+            for (_, usage) in bucket.context.collections().iter() {
+                usage.reset();
+            }
         }
     }
 }

@@ -8,6 +8,9 @@
 //! | (empty) | | node, counters of the selected bucket, sums over its vbuckets, shards |
 //! | `uuid` | | the bucket |
 //! | `vbucket`, `vbucket-details`, `vbucket-seqno`, `failovers` | vbucket | vbuckets |
+//! | `collections`, `scopes` | `scope.collection`, or a scope's name | the manifest, vbuckets, use on each core |
+//! | `collections-byid`, `scopes-byid` | id in hex | the same |
+//! | `collections-details` | vbucket | vbuckets |
 //! | `timings` | | commits and flushes of the shards, range scans, requests by opcode |
 //! | `range-scans` | vbucket | range scans |
 //! | `dcp` | JSON value: form of the streams | DCP connections and their streams |
@@ -23,12 +26,14 @@
 //!
 //! Does not know: how a query reaches the other cores.
 
+mod collections;
 mod engine;
 mod histogram;
 mod others;
 mod part;
 mod streams;
 
+pub use collections::CollectionQuery;
 pub use histogram::{HistogramStat, Unit};
 pub use part::{StatPart, StatValue};
 pub use streams::{DcpQuery, Separator, StreamForm, put_fields};
@@ -37,6 +42,7 @@ use ringbase_storage::env::Env;
 use ringbase_storage::types::{BucketId, VbId};
 
 use super::cluster;
+use super::collections::unknown;
 use super::data::Outcome;
 use super::request::Request;
 use super::respond::Responder;
@@ -68,6 +74,16 @@ pub enum StatGroup {
     DcpAgg,
     /// Streams that read the past.
     Backfills,
+    /// Collections, one of them by its path.
+    Collections,
+    /// Collections, one of them by its id.
+    CollectionsById,
+    /// Collections of each vbucket.
+    CollectionsDetails,
+    /// Scopes, one of them by its name.
+    Scopes,
+    /// Scopes, one of them by its id.
+    ScopesById,
     /// Histograms.
     Timings,
     /// None: counters and histograms begin anew.
@@ -87,6 +103,11 @@ impl StatGroup {
             "dcp" => StatGroup::Dcp,
             "dcpagg" => StatGroup::DcpAgg,
             "backfills" => StatGroup::Backfills,
+            "collections" => StatGroup::Collections,
+            "collections-byid" => StatGroup::CollectionsById,
+            "collections-details" => StatGroup::CollectionsDetails,
+            "scopes" => StatGroup::Scopes,
+            "scopes-byid" => StatGroup::ScopesById,
             "timings" => StatGroup::Timings,
             "reset" => StatGroup::Reset,
             _ => return None,
@@ -101,6 +122,14 @@ impl StatGroup {
         )
     }
 
+    /// Whether it is about one bucket's collections as a whole.
+    fn is_about_collections(self) -> bool {
+        matches!(
+            self,
+            StatGroup::Collections | StatGroup::CollectionsById | StatGroup::Scopes | StatGroup::ScopesById
+        )
+    }
+
     /// Whether it is about one bucket's vbuckets, and takes the number of one as an argument.
     fn is_about_vbuckets(self) -> bool {
         match self {
@@ -108,9 +137,14 @@ impl StatGroup {
             | StatGroup::VbucketDetails
             | StatGroup::VbucketSeqno
             | StatGroup::Failovers
+            | StatGroup::CollectionsDetails
             | StatGroup::RangeScans
             | StatGroup::Backfills => true,
             StatGroup::General
+            | StatGroup::Collections
+            | StatGroup::CollectionsById
+            | StatGroup::Scopes
+            | StatGroup::ScopesById
             | StatGroup::Uuid
             | StatGroup::Timings
             | StatGroup::Reset
@@ -125,6 +159,8 @@ impl StatGroup {
 pub struct StatQuery {
     /// Which statistics.
     pub group: StatGroup,
+    /// Which collections.
+    pub collections: CollectionQuery,
     /// Only of this vbucket.
     pub vbucket: Option<VbId>,
     /// Of this bucket.
@@ -219,8 +255,10 @@ pub(super) fn begin(
     let Some(group) = StatGroup::of(asked.group) else {
         return Err(responder.fail(env, Status::KEY_ENOENT, out));
     };
-    let mut query = StatQuery { group, vbucket: None, bucket: session.bucket(), dcp: DcpQuery::default() };
-    let is_about_bucket = matches!(group, StatGroup::Uuid | StatGroup::Dcp | StatGroup::DcpAgg);
+    let (collections, dcp) = (CollectionQuery::default(), DcpQuery::default());
+    let mut query = StatQuery { group, collections, vbucket: None, bucket: session.bucket(), dcp };
+    let is_about_bucket =
+        group.is_about_collections() || matches!(group, StatGroup::Uuid | StatGroup::Dcp | StatGroup::DcpAgg);
     if (group.is_about_vbuckets() || is_about_bucket) && query.bucket.is_none() {
         return Err(responder.fail(env, Status::NO_BUCKET, out));
     }
@@ -228,6 +266,18 @@ pub(super) fn begin(
     if matches!(group, StatGroup::Dcp | StatGroup::DcpAgg) {
         match DcpQuery::decode(group, argument, request.frame.value) {
             Ok(dcp) => query.dcp = dcp,
+            Err(refusal) => {
+                responder.refuse(env, refusal, out);
+                return Err(Outcome::Done);
+            }
+        }
+    } else if group.is_about_collections() {
+        let manifest = session.manifest();
+        match CollectionQuery::decode(group, argument, manifest) {
+            Ok(collections) => query.collections = collections,
+            Err(Refusal { status, .. }) if status != Status::EINVAL => {
+                return Err(unknown(env, responder, status, manifest.uid(), out));
+            }
             Err(refusal) => {
                 responder.refuse(env, refusal, out);
                 return Err(Outcome::Done);
@@ -271,10 +321,14 @@ fn about_node(session: &Session, query: &StatQuery) -> StatPart {
                 part.text("uuid", format!("{:032x}", bucket.uuid));
             }
         }
+        StatGroup::Collections | StatGroup::CollectionsById | StatGroup::Scopes | StatGroup::ScopesById => {
+            collections::describe(session.manifest(), query, &mut part)
+        }
         StatGroup::Vbucket
         | StatGroup::VbucketDetails
         | StatGroup::VbucketSeqno
         | StatGroup::Failovers
+        | StatGroup::CollectionsDetails
         | StatGroup::RangeScans
         | StatGroup::Dcp
         | StatGroup::DcpAgg

@@ -32,6 +32,11 @@ impl StatSource for RangeScans {
                 | StatGroup::VbucketDetails
                 | StatGroup::VbucketSeqno
                 | StatGroup::Failovers
+                | StatGroup::Collections
+                | StatGroup::CollectionsById
+                | StatGroup::CollectionsDetails
+                | StatGroup::Scopes
+                | StatGroup::ScopesById
                 | StatGroup::Dcp
                 | StatGroup::DcpAgg
                 | StatGroup::Backfills

@@ -186,6 +186,11 @@ impl StatSource for Streams {
                 | StatGroup::VbucketDetails
                 | StatGroup::VbucketSeqno
                 | StatGroup::Failovers
+                | StatGroup::Collections
+                | StatGroup::CollectionsById
+                | StatGroup::CollectionsDetails
+                | StatGroup::Scopes
+                | StatGroup::ScopesById
                 | StatGroup::Reset,
                 _,
             ) => {}

@@ -3,6 +3,8 @@
 pub(crate) mod rig;
 
 mod bootstrap;
+mod collections;
+mod collections_dcp;
 mod data;
 mod dcp;
 mod dcp_state;

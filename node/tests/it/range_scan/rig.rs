@@ -10,7 +10,9 @@ use rand::rngs::Xoshiro256PlusPlus;
 use rand::{RngExt, SeedableRng};
 use ringbase::protocol::range_scan::{RangeScanContinue, RangeScanCreate, ScanId, Selection};
 use ringbase::protocol::scan_records::{DocumentRecords, KeyRecords, RecordKind};
-use ringbase::protocol::{Decoded, FrameLimits, Opcode, Refusal, ResponseFraming, Status, decode_frame};
+use ringbase::protocol::{
+    CollectionId, Decoded, FrameLimits, Opcode, Refusal, ResponseFraming, Status, decode_frame,
+};
 use ringbase::range_scan::{
     ActiveVbuckets, ConnectionId, FrameSink, RangeScanConfig, RangeScans, ScanFrame, SentFrame, VbAddress,
 };
@@ -69,6 +71,10 @@ impl ActiveVbuckets for Vbuckets {
         }
         let vb = if at == AT { self.shown.get() } else { at.vb };
         self.shard.vbucket(at.bucket, vb)
+    }
+
+    fn has_collection(&self, _bucket: BucketId, collection: CollectionId) -> bool {
+        collection == CollectionId::DEFAULT
     }
 }
 

@@ -1,0 +1,98 @@
+//! An array in a slab.
+//!
+//! Does not know: what its elements are.
+
+#![allow(unsafe_code)]
+
+use std::alloc::{Layout, handle_alloc_error};
+use std::ops::Deref;
+use std::ptr::NonNull;
+
+use super::{give, take};
+
+/// A slice of fixed length that it owns, as `Box<[T]>` does, in memory of [`super::take`].
+#[derive(Debug)]
+pub(crate) struct Array<T> {
+    first: NonNull<T>,
+    len: usize,
+}
+
+// SAFETY: it owns its elements, as a box does.
+unsafe impl<T: Send> Send for Array<T> {}
+// SAFETY: as above.
+unsafe impl<T: Sync> Sync for Array<T> {}
+
+impl<T> Array<T> {
+    /// The elements of an iterator that knows how many there are. What it has given is leaked if it panics.
+    ///
+    /// # Panics
+    /// If it does not.
+    pub(crate) fn collect(elements: impl ExactSizeIterator<Item = T>) -> Array<T> {
+        const { assert!(size_of::<T>() > 0) };
+        let len = elements.len();
+        if len == 0 {
+            return Array { first: NonNull::dangling(), len };
+        }
+        let layout = Self::layout(len);
+        // SAFETY: the size is not zero.
+        let first = unsafe { take(layout) }.cast::<T>();
+        let Some(first) = NonNull::new(first) else { handle_alloc_error(layout) };
+        let mut written = 0;
+        for element in elements.take(len) {
+            // SAFETY: the memory has room for `len` elements.
+            let at = unsafe { first.add(written) };
+            // SAFETY: as above; it is new memory.
+            unsafe { at.write(element) };
+            written += 1;
+        }
+        assert_eq!(written, len, "an iterator knows its length");
+        Array { first, len }
+    }
+
+    fn layout(len: usize) -> Layout {
+        Layout::array::<T>(len).expect("arrays are bounded")
+    }
+}
+
+impl<T> Deref for Array<T> {
+    type Target = [T];
+
+    #[inline]
+    fn deref(&self) -> &[T] {
+        // SAFETY: so many elements were written; they live as long as the array.
+        unsafe { std::slice::from_raw_parts(self.first.as_ptr(), self.len) }
+    }
+}
+
+impl<T> Drop for Array<T> {
+    fn drop(&mut self) {
+        if self.len == 0 {
+            return;
+        }
+        let elements = std::ptr::slice_from_raw_parts_mut(self.first.as_ptr(), self.len);
+        // SAFETY: this is the only owner.
+        unsafe { elements.drop_in_place() };
+        // SAFETY: it was taken with this layout, and nobody uses it any more.
+        unsafe { give(self.first.as_ptr().cast(), Self::layout(self.len)) };
+    }
+}
+
+#[cfg(all(test, not(any(loom, shuttle))))]
+mod tests {
+    use std::rc::Rc;
+
+    use super::*;
+
+    #[test]
+    fn an_array_holds_and_drops_its_elements() {
+        let counted = Rc::new(());
+        for len in [0, 1, 7, 1000, 10_000] {
+            let array = Array::collect((0..len).map(|index| (index, counted.clone())));
+            assert_eq!(array.len(), len);
+            assert!(array.iter().map(|(index, _)| *index).eq(0..len));
+            assert_eq!(Rc::strong_count(&counted), len + 1);
+            drop(array);
+            assert_eq!(Rc::strong_count(&counted), 1);
+        }
+    }
+}

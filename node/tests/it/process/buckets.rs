@@ -10,6 +10,7 @@ const DELETE: u8 = 0x86;
 const LIST: u8 = 0x87;
 const SELECT: u8 = 0x89;
 const SET_PARAM: u8 = 0x82;
+const SEQNO_PERSISTENCE: u8 = 0xb7;
 const OBSERVE_SEQNO: u8 = 0x91;
 
 const VBUCKETS: u16 = 16;
@@ -61,6 +62,14 @@ fn has_all(raw: &mut Raw, value: &[u8]) -> bool {
 fn fill(raw: &mut Raw, value: &[u8]) {
     for vb in 0..VBUCKETS {
         assert_eq!(set(raw, vb, b"key", value).status, 0);
+    }
+}
+
+/// Waits until what [`fill`] has written would survive a crash.
+fn wait_until_persisted(raw: &mut Raw) {
+    for vb in 0..VBUCKETS {
+        let extras = &1u64.to_be_bytes();
+        assert_eq!(raw.ask(Ask { opcode: SEQNO_PERSISTENCE, vb, extras, ..Ask::default() }).status, 0);
     }
 }
 
@@ -328,7 +337,9 @@ fn kill_9_leaves_every_bucket_wholly_there_or_wholly_gone() {
     let scratch = scratch();
     let start = || Node::start(scratch.path(), &["--cores", "2", "--shards", "4", "--vbuckets", "16"]);
     let mut node = start();
-    fill(&mut node.prepared(), b"kept");
+    let mut raw = node.prepared();
+    fill(&mut raw, b"kept");
+    wait_until_persisted(&mut raw);
     let (mut there, mut gone) = (0, 0);
     for round in 0..kills {
         let mut raw = node.prepared();

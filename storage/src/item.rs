@@ -18,7 +18,7 @@
 //! - A handle keeps the allocation alive. A lock-free structure owns one count for each place that it stores an item in, and gives it up through
 //!   [`crate::epoch`], so that a pinned reader may take a count of its own.
 //!
-//! Cost: one piece of memory a version; 24 bytes beside key and value in the usual case, and what rounding adds ([`crate::slab`]).
+//! Cost: one piece of memory a version; 24 bytes beside key and value in the usual case, and what rounding adds (`slab`).
 //! Does not know: which version is newest, who holds handles.
 
 #![allow(unsafe_code)]

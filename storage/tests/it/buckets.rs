@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use ringbase_storage::env::sim::SimExecutor;
 use ringbase_storage::format::manifest_record::BucketDesc;
-use ringbase_storage::io::sim::SimDisk;
 use ringbase_storage::mutant::{Mutant, turn_on};
 use ringbase_storage::shard::{Home, Shard};
-use ringbase_storage::types::{BucketId, Kind, Seqno, VbId};
-use ringbase_storage::vbstore::{Found, NewVersion, ReadView, VbStore, WriteError};
+use ringbase_storage::types::{BucketId, Seqno, VbId};
+use ringbase_storage::vbstore::{ReadView, WriteError};
 
+use crate::changes::{crash_at_every_step, fill_vbucket, restart, vbucket_holds, write};
 use crate::world::{BUCKET, VBUCKETS, new_world, open_shard, scan_documents};
 
 const OTHER: BucketId = BucketId(2);
@@ -20,48 +20,20 @@ fn described(id: BucketId) -> BucketDesc {
     BucketDesc { id, uuid: u128::from(id.0), name: format!("bucket{id}"), config: String::new() }
 }
 
-async fn write(store: &VbStore, key: &[u8], value: &[u8]) -> Result<Seqno, WriteError> {
-    let found = store.get(key).await.unwrap();
-    let new = NewVersion { key, value, flags: 0, expiry: 0, datatype: 0, kind: Kind::Mutation };
-    store.write(&found, new).map(|item| item.seqno())
-}
-
 /// Ten documents in every vbucket of `bucket`, all durable.
 async fn fill(shard: &Shard, bucket: BucketId, value: &[u8]) {
     for vb in 0..VBUCKETS {
-        let store = shard.vbucket(bucket, VbId(vb)).unwrap();
-        for n in 0..10u8 {
-            while write(&store, &[0, b'k', n], value).await.is_err() {
-                store.sleep(Duration::from_millis(1)).await;
-            }
-        }
-        assert!(store.wait_persisted(store.high_seqno()).await);
+        fill_vbucket(&shard.vbucket(bucket, VbId(vb)).unwrap(), value).await;
     }
 }
 
 async fn holds(shard: &Shard, bucket: BucketId, value: &[u8]) -> bool {
     for vb in 0..VBUCKETS {
-        let store = shard.vbucket(bucket, VbId(vb)).unwrap();
-        for n in 0..10u8 {
-            let Found::Version(item) = store.get(&[0, b'k', n]).await.unwrap() else { return false };
-            if item.value() != value {
-                return false;
-            }
+        if !vbucket_holds(&shard.vbucket(bucket, VbId(vb)).unwrap(), value).await {
+            return false;
         }
     }
     true
-}
-
-/// The process dies; what the disk has kept is opened again.
-fn restart(sim: SimExecutor, disk: &SimDisk, shard: Shard, seed: u64) -> (SimExecutor, Shard) {
-    drop(sim);
-    shard.detach();
-    drop(shard);
-    disk.crash(seed);
-    let sim = SimExecutor::new(seed + 1);
-    disk.attach(&sim);
-    let (shard, _) = sim.block_on(open_shard(&sim.env(), disk)).expect("recovery after a crash");
-    (sim, shard)
 }
 
 /// Blocks and memory of a deleted bucket are free, those that a view still reads as soon as it ends.
@@ -175,7 +147,7 @@ fn crash_within(change: Change, steps: u64, seed: u64) -> (bool, bool) {
         task_done.set(true);
     });
     sim.run_steps(steps);
-    let (sim, shard) = restart(sim, &disk, shard, seed * 1000 + steps);
+    let (sim, shard) = restart(sim, &disk, shard, seed * 1000 + steps).expect("recovery after a crash");
     let there = |bucket| {
         let count = (0..VBUCKETS).filter(|vb| shard.vbucket(bucket, VbId(*vb)).is_some()).count();
         assert!(
@@ -217,23 +189,7 @@ fn crash_within(change: Change, steps: u64, seed: u64) -> (bool, bool) {
 
 #[test]
 fn a_crash_within_a_change_leaves_a_bucket_wholly_there_or_wholly_gone() {
-    for change in [Change::Create, Change::Delete, Change::Replace] {
-        let (mut before, mut after) = (0, 0);
-        for seed in 1..=8 {
-            for steps in 0.. {
-                let (happened, done) = crash_within(change, steps, seed);
-                if happened {
-                    after += 1
-                } else {
-                    before += 1
-                }
-                if done {
-                    break;
-                }
-            }
-        }
-        assert!(before > 0 && after > 0, "{change:?}: before {before}, after {after}");
-    }
+    crash_at_every_step([Change::Create, Change::Delete, Change::Replace], crash_within);
 }
 
 /// A bucket that is emptied begins anew: other branches, seqnos from 1.

@@ -3,6 +3,7 @@
 
 mod branch;
 mod buckets;
+mod changes;
 mod collections;
 mod crash;
 mod damage;

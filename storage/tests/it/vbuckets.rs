@@ -2,18 +2,16 @@
 
 use std::cell::Cell;
 use std::rc::Rc;
-use std::time::Duration;
 
-use ringbase_storage::env::sim::SimExecutor;
 use ringbase_storage::format::manifest_record::BucketDesc;
 use ringbase_storage::inspect::{InspectOptions, inspect_shard};
-use ringbase_storage::io::sim::SimDisk;
 use ringbase_storage::mutant::{Mutant, turn_on};
 use ringbase_storage::shard::{Home, Shard, ShardStats, VbRole};
-use ringbase_storage::types::{BucketId, Kind, Seqno, VbId};
-use ringbase_storage::vbstore::{Found, NewVersion, VbStore, WriteError};
+use ringbase_storage::types::{BucketId, Seqno, VbId};
+use ringbase_storage::vbstore::{VbStore, WriteError};
 
-use crate::world::{BUCKET, VBUCKETS, new_world, open_shard, scan_documents};
+use crate::changes::{crash_at_every_step, fill_vbucket, restart, vbucket_holds, write};
+use crate::world::{BUCKET, VBUCKETS, new_world, scan_documents};
 
 const VB: VbId = VbId(2);
 
@@ -26,50 +24,6 @@ fn role(state: u8, topology: &str) -> VbRole {
     VbRole { state, topology: topology.to_owned() }
 }
 
-async fn write(store: &VbStore, key: &[u8], value: &[u8]) -> Result<Seqno, WriteError> {
-    let found = store.get(key).await.unwrap();
-    let new = NewVersion { key, value, flags: 0, expiry: 0, datatype: 0, kind: Kind::Mutation };
-    store.write(&found, new).map(|item| item.seqno())
-}
-
-/// Ten documents in a vbucket, all durable.
-async fn fill(store: &VbStore, value: &[u8]) {
-    for n in 0..10u8 {
-        while write(store, &[0, b'k', n], value).await.is_err() {
-            store.sleep(Duration::from_millis(1)).await;
-        }
-    }
-    assert!(store.wait_persisted(store.high_seqno()).await);
-}
-
-async fn holds(store: &VbStore, value: &[u8]) -> bool {
-    for n in 0..10u8 {
-        match store.get(&[0, b'k', n]).await.unwrap() {
-            Found::Version(item) if item.value() == value => {}
-            _ => return false,
-        }
-    }
-    true
-}
-
-/// The process dies; what the disk has kept is opened again.
-fn restart(
-    sim: SimExecutor,
-    disk: &SimDisk,
-    shard: Shard,
-    seed: u64,
-) -> Result<(SimExecutor, Shard), String> {
-    drop(sim);
-    shard.detach();
-    drop(shard);
-    disk.crash(seed);
-    let sim = SimExecutor::new(seed + 1);
-    disk.attach(&sim);
-    let opened = sim.block_on(open_shard(&sim.env(), disk));
-    let (shard, _) = opened.map_err(|error| error.to_string())?;
-    Ok((sim, shard))
-}
-
 #[test]
 fn new_vbuckets_are_active_and_a_role_survives_a_crash_with_the_branch_that_came_of_it() {
     let (sim, disk, shard, _) = new_world(21);
@@ -78,7 +32,7 @@ fn new_vbuckets_are_active_and_a_role_survives_a_crash_with_the_branch_that_came
             assert_eq!(role_of(&shard, VbId(vb)), Some(role(1, "")));
         }
         let store = shard.vbucket(BUCKET, VB).unwrap();
-        fill(&store, b"x").await;
+        fill_vbucket(&store, b"x").await;
         let before = store.failover_log();
         shard.set_vbucket_role(&store, role(2, ""), false).await.unwrap();
         assert_eq!(store.failover_log(), before, "only who becomes active branches");
@@ -132,18 +86,18 @@ fn delete_gives_everything_back(seed: u64) -> bool {
     let all_free = sim.block_on(async {
         let store = shard.vbucket(BUCKET, VB).unwrap();
         let other = shard.vbucket(BUCKET, VbId(1)).unwrap();
-        fill(&other, &[1; 500]).await;
+        fill_vbucket(&other, &[1; 500]).await;
         shard.flush().await.unwrap();
         let before = (shard.stats(), shard.bucket_memory(BUCKET));
         for round in 0..3 {
-            fill(&store, &[round; 900]).await;
+            fill_vbucket(&store, &[round; 900]).await;
             shard.flush().await.unwrap();
         }
         let old_view = store.open_view().await.unwrap();
-        fill(&store, &[7; 900]).await;
+        fill_vbucket(&store, &[7; 900]).await;
         // An old version that a reader in seqno order still needs.
         let reading = store.open_seqnos(Seqno(1));
-        fill(&store, &[8; 900]).await;
+        fill_vbucket(&store, &[8; 900]).await;
         assert!(shard.delete_vbucket(BUCKET, VB).await.unwrap());
         assert!(!shard.delete_vbucket(BUCKET, VB).await.unwrap(), "it is gone");
         assert!(shard.vbucket(BUCKET, VB).is_none() && role_of(&shard, VB).is_none());
@@ -160,7 +114,7 @@ fn delete_gives_everything_back(seed: u64) -> bool {
         let held = used(&shard.stats());
         drop(old_view);
         let left = used(&shard.stats());
-        assert!(holds(&other, &[1; 500]).await);
+        assert!(vbucket_holds(&other, &[1; 500]).await);
         // The manifest's own area may have moved to another place of another size.
         left < held && left <= used(&before.0) + (64 << 12)
     });
@@ -180,10 +134,10 @@ fn reopen_after_coming_again(seed: u64, with_successor: bool) -> Result<(), Stri
     let (sim, disk, shard, _) = new_world(seed);
     let uuid = sim.block_on(async {
         // It holds the log's tail where the records of the deleted one lie behind it.
-        fill(&shard.vbucket(BUCKET, VbId(0)).unwrap(), b"kept").await;
+        fill_vbucket(&shard.vbucket(BUCKET, VbId(0)).unwrap(), b"kept").await;
         let old = shard.vbucket(BUCKET, VB).unwrap();
-        fill(&old, b"gone").await;
-        fill(&old, b"gone").await;
+        fill_vbucket(&old, b"gone").await;
+        fill_vbucket(&old, b"gone").await;
         // Not yet durable when the end begins.
         write(&old, b"\0last", b"gone").await.unwrap();
         shard.delete_vbucket(BUCKET, VB).await.unwrap();
@@ -191,7 +145,7 @@ fn reopen_after_coming_again(seed: u64, with_successor: bool) -> Result<(), Stri
             let new = shard.create_vbucket(BUCKET, VB, Home::Disk, role(2, "t")).await.unwrap();
             assert_ne!(new.uuid(), old.uuid());
             assert_eq!((new.high_seqno(), new.items()), (Seqno(0), 0));
-            fill(&new, b"new").await;
+            fill_vbucket(&new, b"new").await;
             new.uuid()
         } else {
             old.uuid()
@@ -202,21 +156,21 @@ fn reopen_after_coming_again(seed: u64, with_successor: bool) -> Result<(), Stri
     assert!(report.damage.list.is_empty(), "{:?}", report.damage.list);
     let (sim, shard) = restart(sim, &disk, shard, seed)?;
     let found = sim.block_on(async {
-        assert!(holds(&shard.vbucket(BUCKET, VbId(0)).unwrap(), b"kept").await);
+        assert!(vbucket_holds(&shard.vbucket(BUCKET, VbId(0)).unwrap(), b"kept").await);
         let Some(new) = shard.vbucket(BUCKET, VB) else { return false };
         assert_eq!((new.high_seqno(), new.items()), (Seqno(10), 10));
-        assert!(holds(&new, b"new").await);
+        assert!(vbucket_holds(&new, b"new").await);
         assert_eq!(new.failover_log()[1].uuid, uuid);
         assert_eq!(role_of(&shard, VB), Some(role(2, "t")));
         // Flushes move the tail past all of it.
         shard.flush().await.unwrap();
-        fill(&new, b"newer").await;
+        fill_vbucket(&new, b"newer").await;
         true
     });
     assert_eq!(found, with_successor);
     let (sim, shard) = restart(sim, &disk, shard, seed + 5)?;
     if with_successor {
-        assert!(sim.block_on(holds(&shard.vbucket(BUCKET, VB).unwrap(), b"newer")));
+        assert!(sim.block_on(vbucket_holds(&shard.vbucket(BUCKET, VB).unwrap(), b"newer")));
     }
     shard.detach();
     Ok(())
@@ -247,11 +201,11 @@ fn crash_within(change: Change, steps: u64, seed: u64) -> (bool, bool) {
     let (sim, disk, shard, _) = new_world(seed);
     let uuid = sim.block_on(async {
         for vb in 0..VBUCKETS {
-            fill(&shard.vbucket(BUCKET, VbId(vb)).unwrap(), b"one").await;
+            fill_vbucket(&shard.vbucket(BUCKET, VbId(vb)).unwrap(), b"one").await;
         }
         if seed.is_multiple_of(2) {
             shard.flush().await.unwrap();
-            fill(&shard.vbucket(BUCKET, VB).unwrap(), b"one").await;
+            fill_vbucket(&shard.vbucket(BUCKET, VB).unwrap(), b"one").await;
         }
         let store = shard.vbucket(BUCKET, VB).unwrap();
         if change == Change::ComeAgain {
@@ -287,12 +241,12 @@ fn crash_within(change: Change, steps: u64, seed: u64) -> (bool, bool) {
     let happened = sim.block_on(async {
         for vb in (0..VBUCKETS).filter(|vb| *vb != VB.0) {
             let other = shard.vbucket(BUCKET, VbId(vb)).unwrap();
-            assert!(holds(&other, b"one").await, "{change:?} seed {seed}: the others are untouched");
+            assert!(vbucket_holds(&other, b"one").await, "{change:?} seed {seed}: the others are untouched");
             assert_eq!(role_of(&shard, VbId(vb)), Some(role(1, "")));
         }
         match (change, found, store) {
             (Change::Role, Some(found), Some(store)) => {
-                assert!(holds(&store, b"one").await && is_old(&store));
+                assert!(vbucket_holds(&store, b"one").await && is_old(&store));
                 let branches = store.failover_log().len();
                 match found == role(1, "t") {
                     true => assert_eq!(branches, 3, "its own, the new role's, the crash's"),
@@ -302,7 +256,7 @@ fn crash_within(change: Change, steps: u64, seed: u64) -> (bool, bool) {
             }
             (Change::Delete, None, _) => true,
             (Change::Delete, Some(found), Some(store)) => {
-                assert!(holds(&store, b"one").await && is_old(&store), "whole while it is there");
+                assert!(vbucket_holds(&store, b"one").await && is_old(&store), "whole while it is there");
                 assert_eq!(found, role(1, ""));
                 false
             }
@@ -318,7 +272,7 @@ fn crash_within(change: Change, steps: u64, seed: u64) -> (bool, bool) {
     // What is there can be used.
     sim.block_on(async {
         for store in shard.vbuckets() {
-            fill(&store, b"after").await;
+            fill_vbucket(&store, b"after").await;
         }
         shard.flush().await.unwrap();
     });
@@ -329,23 +283,7 @@ fn crash_within(change: Change, steps: u64, seed: u64) -> (bool, bool) {
 
 #[test]
 fn a_crash_within_a_change_leaves_a_vbucket_as_it_was_or_as_it_is_to_be() {
-    for change in [Change::Role, Change::Delete, Change::ComeAgain] {
-        let (mut before, mut after) = (0, 0);
-        for seed in 1..=8 {
-            for steps in 0.. {
-                let (happened, done) = crash_within(change, steps, seed);
-                if happened {
-                    after += 1
-                } else {
-                    before += 1
-                }
-                if done {
-                    break;
-                }
-            }
-        }
-        assert!(before > 0 && after > 0, "{change:?}: before {before}, after {after}");
-    }
+    crash_at_every_step([Change::Role, Change::Delete, Change::ComeAgain], crash_within);
 }
 
 /// A bucket that is emptied keeps what its vbuckets are, also what changed after its successor was made; its neighbours are not asked.
@@ -392,10 +330,10 @@ fn a_vbucket_in_memory_goes_with_all_that_it_took_and_comes_again_empty() {
         shard.create_bucket_in(described, Home::Memory).await.unwrap();
         let before = (shard.bucket_memory(memory), shard.stats().manifest_changes);
         let store = shard.vbucket(memory, VB).unwrap();
-        fill(&store, &[1; 300]).await;
+        fill_vbucket(&store, &[1; 300]).await;
         // Both orders keep something of what is overwritten.
         let (view, reading) = (store.open_view().await.unwrap(), store.open_seqnos(Seqno(1)));
-        fill(&store, &[2; 300]).await;
+        fill_vbucket(&store, &[2; 300]).await;
         shard.set_vbucket_role(&store, role(1, ""), true).await.unwrap();
         assert_eq!(store.failover_log().len(), 2);
         assert!(shard.delete_vbucket(memory, VB).await.unwrap());

@@ -8,11 +8,10 @@
 
 #![allow(unsafe_code)]
 
-use std::alloc::{Layout, handle_alloc_error};
 use std::ops::Deref;
 
 use crate::epoch::Pin;
-use crate::slab;
+use crate::slab::{self, Array};
 
 /// One element of such an array.
 #[derive(Debug)]
@@ -58,10 +57,6 @@ pub(super) const fn array_bytes<T>(len: usize) -> usize {
     slab::taken_bytes(len * size_of::<T>())
 }
 
-fn layout<T>(len: usize) -> Layout {
-    Layout::array::<Piece<T>>(len).expect("arrays are bounded")
-}
-
 /// An array of `len` elements; it is there until [`retire`].
 pub(super) fn alloc<T>(len: usize, make: impl Fn() -> T) -> *mut Piece<T> {
     let piece = || Piece {
@@ -69,20 +64,8 @@ pub(super) fn alloc<T>(len: usize, make: impl Fn() -> T) -> *mut Piece<T> {
         is_freed: std::sync::atomic::AtomicBool::new(false),
         value: make(),
     };
-    let layout = layout::<T>(len);
-    assert!(layout.size() > 0, "an array has elements");
-    // SAFETY: its size is not zero.
-    let first = unsafe { slab::take(layout) }.cast::<Piece<T>>();
-    if first.is_null() {
-        handle_alloc_error(layout);
-    }
-    for index in 0..len {
-        // SAFETY: the array has room for as many.
-        let at = unsafe { first.add(index) };
-        // SAFETY: as above; it is new memory, aligned as the layout asks.
-        unsafe { at.write(piece()) };
-    }
-    first
+    assert!(len > 0, "an array has elements");
+    Array::collect((0..len).map(|_| piece())).into_raw()
 }
 
 /// Element `index` of the array at `first`.
@@ -117,19 +100,14 @@ unsafe impl<T: Send + Sync + 'static> Send for Unlinked<T> {}
 
 impl<T: Send + Sync + 'static> Drop for Unlinked<T> {
     fn drop(&mut self) {
-        let array = std::ptr::slice_from_raw_parts_mut(self.first, self.len);
+        // SAFETY: the array was made with this length, and this is its only owner.
+        let array = unsafe { Array::from_raw(self.first, self.len) };
         #[cfg(any(loom, shuttle))]
-        // SAFETY: the array was made with this length, and stays.
-        for piece in unsafe { &*array } {
+        for piece in std::mem::ManuallyDrop::new(array).iter() {
             let was_freed = piece.is_freed.swap(true, std::sync::atomic::Ordering::SeqCst);
             assert!(!was_freed, "freed twice");
         }
         #[cfg(not(any(loom, shuttle)))]
-        {
-            // SAFETY: the array was made with this length, and this is its only owner.
-            unsafe { array.drop_in_place() };
-            // SAFETY: it was taken with this layout, and nobody uses it any more.
-            unsafe { slab::give(self.first.cast(), layout::<T>(self.len)) };
-        }
+        drop(array);
     }
 }

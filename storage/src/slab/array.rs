@@ -5,6 +5,7 @@
 #![allow(unsafe_code)]
 
 use std::alloc::{Layout, handle_alloc_error};
+use std::mem::ManuallyDrop;
 use std::ops::Deref;
 use std::ptr::NonNull;
 
@@ -46,6 +47,20 @@ impl<T> Array<T> {
             written += 1;
         }
         assert_eq!(written, len, "an iterator knows its length");
+        Array { first, len }
+    }
+
+    /// The place of its elements, which stay until they come back by [`Array::from_raw`].
+    pub(crate) fn into_raw(self) -> *mut T {
+        ManuallyDrop::new(self).first.as_ptr()
+    }
+
+    /// The array whose elements are at `first`.
+    ///
+    /// # Safety
+    /// `first` comes from [`Array::into_raw`] of an array with `len` elements, at least one, and comes back once.
+    pub(crate) unsafe fn from_raw(first: *mut T, len: usize) -> Array<T> {
+        let first = NonNull::new(first).expect("it comes from an array");
         Array { first, len }
     }
 

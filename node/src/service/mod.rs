@@ -385,14 +385,16 @@ impl net::Service for CoreService {
         let (mut next, mut has_answered) = (Next::Done, false);
         ticket.write(|out| {
             next = command.accept(*frame, received_ns, out);
-            if let Next::Vbucket(request) | Next::RangeScan(request) = &next {
-                has_answered = self.is_refused(&mut command, request, out);
-            }
+            // A look answers for active vbuckets only, so what it answers is not refused.
             if let Next::Vbucket(request) = &next
-                && !has_answered
                 && self.may_look(session, request)
             {
                 has_answered = look(&self.engine, &command.view(), request, out);
+            }
+            if let Next::Vbucket(request) | Next::RangeScan(request) = &next
+                && !has_answered
+            {
+                has_answered = self.is_refused(&mut command, request, out);
             }
         });
         match next {

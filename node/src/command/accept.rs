@@ -224,18 +224,10 @@ impl Session {
                 Ok(Asked::Bucket(job)) => return Next::Bucket(job),
                 Err(outcome) => outcome,
             },
-            (Ok(()), Home::Bucket) => {
-                let begun = match request.opcode() {
-                    Opcode::COLLECTIONS_SET_MANIFEST => {
-                        collections::set_manifest(self, &request, &responder, out)
-                    }
-                    _ => bucket::begin(self, &request, &responder, out),
-                };
-                match begun {
-                    Ok(job) => return Next::Bucket(job),
-                    Err(outcome) => outcome,
-                }
-            }
+            (Ok(()), Home::Bucket) => match bucket::begin(self, &request, &responder, out) {
+                Ok(job) => return Next::Bucket(job),
+                Err(outcome) => outcome,
+            },
             (Ok(()), Home::Ioctl) => match ioctl::begin(self, &request, &responder, out) {
                 Ok(job) => return Next::TraceDump(job),
                 Err(outcome) => outcome,

@@ -1,9 +1,10 @@
-//! CREATE_BUCKET and DELETE_BUCKET: what they ask for, and how what became of it is answered.
+//! CREATE_BUCKET, DELETE_BUCKET and COLLECTIONS_SET_MANIFEST: what they ask for, and how what became of it is answered.
 //!
 //! Does not know: how a bucket is made (`bucket::lifecycle`), other cores.
 
 use ringbase_storage::env::Env;
 
+use super::collections;
 use super::data::Outcome;
 use super::request::Request;
 use super::respond::Responder;
@@ -60,6 +61,10 @@ pub(super) fn begin(
     let env = &session.shared.env;
     if session.view().role != Some(Role::Admin) {
         return Err(responder.fail(env, Status::EACCESS, out));
+    }
+    if request.opcode() == Opcode::COLLECTIONS_SET_MANIFEST {
+        let change = collections::set_manifest(session, request, responder, out)?;
+        return Ok(BucketJob { change, responder: *responder });
     }
     let refuse = |context, out: &mut Vec<u8>| {
         responder.refuse(env, Refusal::einval(context), out);

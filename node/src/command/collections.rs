@@ -9,12 +9,10 @@ use std::sync::Arc;
 
 use ringbase_storage::env::Env;
 
-use super::bucket::BucketJob;
 use super::data::Outcome;
 use super::request::Request;
 use super::respond::Responder;
 use super::session::Session;
-use crate::auth::Role;
 use crate::bucket::{BucketChange, BucketContext};
 use crate::protocol::extras::{CollectionFound, CollectionPath, DEFAULT_NAME};
 use crate::protocol::{CollectionId, ErrorContext, Manifest, Refusal, Status};
@@ -117,17 +115,11 @@ pub(super) fn set_manifest(
     request: &Request<'_>,
     responder: &Responder,
     out: &mut Vec<u8>,
-) -> Result<BucketJob, Outcome> {
+) -> Result<BucketChange, Outcome> {
     let env = &session.shared.env;
-    if session.view().role != Some(Role::Admin) {
-        return Err(responder.fail(env, Status::EACCESS, out));
-    }
     let Some(bucket) = session.bucket() else { return Err(responder.fail(env, Status::NO_BUCKET, out)) };
     match Manifest::parse(request.frame.value) {
-        Ok(manifest) => {
-            let change = BucketChange::Manifest { bucket, manifest: Arc::new(manifest) };
-            Ok(BucketJob { change, responder: *responder })
-        }
+        Ok(manifest) => Ok(BucketChange::Manifest { bucket, manifest: Arc::new(manifest) }),
         Err(error) => {
             Err(responder.fail_with(env, Status::EINVAL, &ErrorContext::text(&error.to_string()), out))
         }

@@ -111,14 +111,14 @@ pub(super) fn describe(manifest: &Manifest, query: &StatQuery, part: &mut StatPa
 /// What a core has of it.
 pub(super) fn numbers(engine: &Engine, query: &StatQuery, part: &mut StatPart) {
     let Some(bucket) = query.bucket.and_then(|id: BucketId| engine.bucket(id)) else { return };
-    let collections = bucket.context.collections();
+    let (collections, stores) = (bucket.context.collections(), bucket.vbuckets());
     for (collection, usage) in collections.iter().filter(|(one, _)| query.collections.covers(one)) {
         let prefix = match is_about_scopes(query) {
             true => format!("{:#x}:", collection.scope.0),
             false => format!("{:#x}:{:#x}:", collection.scope.0, collection.id.0),
         };
         let (mut items, mut bytes) = (0, 0);
-        for known in bucket.vbuckets().into_iter().filter_map(|store| store.collection(collection.id.0)) {
+        for known in stores.iter().filter_map(|store| store.collection(collection.id.0)) {
             (items, bytes) = (items + known.items, bytes + known.bytes);
         }
         for (name, number) in [

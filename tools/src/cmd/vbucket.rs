@@ -6,13 +6,13 @@ use ringbase::client::Connection;
 use ringbase_storage::types::VbId;
 use serde_json::{Map, Value, json};
 
-use super::connect_options;
+use super::connect;
 use crate::args::{GlobalArgs, VbucketAction, VbucketArgs};
 use crate::failure::Failure;
 use crate::output::{print, print_json};
 
 pub(crate) fn run(global: &GlobalArgs, args: &VbucketArgs) -> Result<(), Failure> {
-    let mut connection = Connection::open(&connect_options(global)?)?;
+    let mut connection = connect(global)?;
     match &args.action {
         VbucketAction::List => list(global, &mut connection),
         VbucketAction::Get { vbucket } => {

@@ -13,6 +13,7 @@ use super::source::VALUE_BYTES_MAX;
 use super::*;
 use crate::auth::users::os_random;
 use crate::auth::{MECHANISM_LIST, Role, SaslOutcome, SaslServer, User, Users};
+use crate::protocol::dcp::{DcpMessage, Envelope, StreamEndStatus, StreamRequest};
 use crate::protocol::extras::{ArithmeticExtras, MutationToken, ObservedSeqno, StoreExtras};
 use crate::protocol::range_scan::{RangeScanContinue, RangeScanCreate, SnapshotRequirements};
 use crate::protocol::scan_records::{RecordKind, encode_key};
@@ -716,4 +717,43 @@ fn statistics_end_with_the_empty_pair_and_an_empty_key_alone_does_not_end_them()
     let error = connection.stats("nonsense", |_, _| panic!("no entry")).unwrap_err();
     assert_eq!(error.status(), Some(Status::KEY_ENOENT));
     connection.stats("", |_, _| ()).expect("the connection is usable after a refused group");
+}
+
+/// The answer, a noop and the messages come torn into small pieces; then a stream is refused.
+#[test]
+fn frames_of_streams_come_in_order_between_answers_and_noops_and_are_counted() {
+    let (options, _server) = serve(1, |mut peer| {
+        while let Some(asked) = peer.next_after_bootstrap() {
+            let (opcode, opaque, vbucket) =
+                (asked.frame().opcode(), asked.frame().opaque(), asked.frame().vbucket());
+            if opcode != Opcode::DCP_STREAM_REQ {
+                peer.send(&asked.answer(Status::SUCCESS));
+                continue;
+            }
+            if vbucket == VbId(3) {
+                peer.send(&asked.answer(Status::NOT_MY_VBUCKET));
+                continue;
+            }
+            let mut bytes = Vec::new();
+            asked.answer(Status::SUCCESS).value(&[7; 16]).encode(&mut bytes);
+            let envelope = Envelope::new(vbucket, opaque);
+            DcpMessage::SeqnoAdvanced(Seqno(5)).encode(envelope, &mut bytes);
+            DcpMessage::Noop.encode(envelope, &mut bytes);
+            DcpMessage::StreamEnd(StreamEndStatus::Ok).encode(envelope, &mut bytes);
+            peer.send_in_pieces(&bytes, 50);
+            assert_eq!(peer.next().unwrap().frame().opcode(), Opcode::DCP_NOOP);
+        }
+    });
+    let options_of_dcp = DcpOptions { window_bytes: 0, noop_interval: None, ..DcpOptions::named("frames") };
+    let mut client = DcpClient::open(Connection::open(&options).unwrap(), &options_of_dcp).unwrap();
+    client.ask(VbId(1), &StreamRequest::FROM_NOTHING).unwrap();
+    let mut came = Vec::new();
+    while came.len() < 2 {
+        client.frames(|frame| came.push((frame.opcode(), frame.vbucket()))).unwrap();
+    }
+    assert_eq!(came, [(Opcode::DCP_SEQNO_ADVANCED, VbId(1)), (Opcode::DCP_STREAM_END, VbId(1))]);
+    assert_eq!((client.noops(), client.message_bytes()), (1, 32 + 28));
+    client.ask(VbId(3), &StreamRequest::FROM_NOTHING).unwrap();
+    let error = client.frames(|frame| panic!("{frame:?}")).unwrap_err();
+    assert_eq!(error.status(), Some(Status::NOT_MY_VBUCKET));
 }

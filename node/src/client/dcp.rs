@@ -5,7 +5,11 @@
 //!   is off.
 //! - Messages that arrive while an answer is awaited are kept in order, up to [`KEPT_BYTES_MAX`].
 //!
-//! Cost: a message is borrowed from the receive buffer; only kept ones are copied.
+//! Two ways to receive: [`DcpClient::next_within`] hands over decoded messages one by one and ends a wait in time,
+//! [`DcpClient::frames`] hands over all frames that are there and decodes nothing but their heads.
+//!
+//! Cost: a message is borrowed from the receive buffer; only kept ones are copied. A wait of `next_within` is four system calls, one of
+//! `frames` is the read.
 //! Does not know: what becomes of the messages, snapshots, rollbacks.
 
 use std::collections::VecDeque;
@@ -71,6 +75,8 @@ pub struct DcpClient {
     unacknowledged: u32,
     message_bytes: u64,
     noops: u64,
+    /// Streams that were asked for with `ask` and not answered yet.
+    asked: u32,
 }
 
 impl DcpClient {
@@ -90,6 +96,7 @@ impl DcpClient {
             unacknowledged: 0,
             message_bytes: 0,
             noops: 0,
+            asked: 0,
         };
         let mut extras = [0; 8];
         extras[4..].copy_from_slice(&options.flags.bits().to_be_bytes());
@@ -124,12 +131,107 @@ impl DcpClient {
         stream: &StreamRequest,
         filter: Option<&StreamFilter>,
     ) -> Result<StreamReply, ClientError> {
+        let tag = self.send_stream_request(vbucket, stream, filter)?;
+        let reply = self.answer(tag, Opcode::DCP_STREAM_REQ, |frame| Ok(StreamReply::decode(frame)))?;
+        reply.ok_or_else(|| unexpected(Opcode::DCP_STREAM_REQ, "a value of another form"))
+    }
+
+    fn send_stream_request(
+        &mut self,
+        vbucket: VbId,
+        stream: &StreamRequest,
+        filter: Option<&StreamFilter>,
+    ) -> Result<Tag, ClientError> {
         let (extras, value) = (stream.extras(), filter.map_or(Vec::new(), StreamFilter::encode));
         let datatype = if value.is_empty() { Datatype::RAW } else { Datatype::JSON };
         let request = Request::new(Opcode::DCP_STREAM_REQ).vbucket(vbucket).extras(&extras).value(&value);
-        let tag = self.connection.send(request.datatype(datatype))?;
-        let reply = self.answer(tag, Opcode::DCP_STREAM_REQ, |frame| Ok(StreamReply::decode(frame)))?;
-        reply.ok_or_else(|| unexpected(Opcode::DCP_STREAM_REQ, "a value of another form"))
+        self.connection.send(request.datatype(datatype))
+    }
+
+    /// Asks for a stream without waiting for the answer, so that many streams begin in one round trip; [`DcpClient::frames`] takes the answer.
+    ///
+    /// # Errors
+    /// The connection failed.
+    pub fn ask(&mut self, vbucket: VbId, stream: &StreamRequest) -> Result<(), ClientError> {
+        self.send_stream_request(vbucket, stream, None)?;
+        self.asked += 1;
+        Ok(())
+    }
+
+    /// Gives every frame of a stream that has arrived to `take`, in order, and waits for one if there is none. Returns how many there were,
+    /// which is 0 if only answers came.
+    ///
+    /// # Errors
+    /// `Timeout` if nothing comes within the time of the connection; `Refused` if a stream that was asked for is; else as
+    /// [`DcpClient::next_within`]. The connection is given up then.
+    pub fn frames(&mut self, mut take: impl FnMut(&Frame<'_>)) -> Result<u64, ClientError> {
+        let mut count = 0;
+        while let Some(kept) = self.kept.pop_front() {
+            self.kept_bytes -= kept.len();
+            take(&whole_frame(&kept, self.connection.address())?);
+            self.processed(kept.len())?;
+            count += 1;
+        }
+        if count > 0 {
+            return Ok(count);
+        }
+        self.connection.await_frame(Opcode::DCP_STREAM_REQ)?;
+        let (mut stream_bytes, mut arrived_bytes, mut noop_bytes) = (0, 0, None);
+        loop {
+            let arrived = &self.connection.receive.unparsed()[arrived_bytes..];
+            let frame = match decode_frame(arrived, FrameLimits::AUTHENTICATED) {
+                Ok(Decoded::Frame(frame)) => frame,
+                Ok(Decoded::Incomplete { .. }) => break,
+                Err(source) => {
+                    self.connection.give_up();
+                    return Err(ClientError::NotProtocol {
+                        address: self.connection.address.clone(),
+                        source,
+                    });
+                }
+            };
+            let frame_bytes = frame.frame_bytes();
+            match frame.header.magic {
+                // It is answered when what came before it has been handed over.
+                Magic::ClientRequest | Magic::AltClientRequest if frame.opcode() == Opcode::DCP_NOOP => {
+                    noop_bytes = Some(frame_bytes);
+                    break;
+                }
+                Magic::ClientRequest | Magic::AltClientRequest => {
+                    take(&frame);
+                    count += 1;
+                    stream_bytes += frame_bytes;
+                }
+                Magic::ServerRequest => {}
+                _ => {
+                    let is_answer = frame.opcode() == Opcode::DCP_STREAM_REQ && self.asked > 0;
+                    if !is_answer || frame.status() != Status::SUCCESS {
+                        let error = refusal(frame.opcode(), frame.status(), frame.value);
+                        self.connection.give_up();
+                        return Err(error);
+                    }
+                    self.asked -= 1;
+                }
+            }
+            arrived_bytes += frame_bytes;
+        }
+        self.connection.receive.consume(arrived_bytes);
+        self.connection.receive.shrink();
+        self.processed(stream_bytes)?;
+        if let Some(noop_bytes) = noop_bytes {
+            self.take_noop(noop_bytes)?;
+        }
+        Ok(count)
+    }
+
+    /// Counts messages that were handed over, and gives them back when it is time.
+    fn processed(&mut self, bytes: usize) -> Result<(), ClientError> {
+        self.message_bytes += bytes as u64;
+        self.unacknowledged = self.unacknowledged.saturating_add(bytes as u32);
+        if self.acknowledge_at.is_some_and(|share_bytes| self.unacknowledged >= share_bytes) {
+            self.acknowledge()?;
+        }
+        Ok(())
     }
 
     /// Closes the stream of a vbucket on a connection without stream ids.
@@ -171,11 +273,7 @@ impl DcpClient {
             self.connection.receive.shrink();
             (taken, frame_bytes)
         };
-        self.message_bytes += bytes as u64;
-        self.unacknowledged = self.unacknowledged.saturating_add(bytes as u32);
-        if self.acknowledge_at.is_some_and(|share_bytes| self.unacknowledged >= share_bytes) {
-            self.acknowledge()?;
-        }
+        self.processed(bytes)?;
         Ok(Some(taken))
     }
 

@@ -49,7 +49,8 @@ impl Peer {
         let Ok(Decoded::Frame(frame)) = decode_frame(&self.received, FrameLimits::AUTHENTICATED) else {
             return None;
         };
-        assert_eq!(frame.header.magic, Magic::ClientRequest);
+        // A DCP client also answers.
+        assert!(matches!(frame.header.magic, Magic::ClientRequest | Magic::ClientResponse));
         let rest = self.received.split_off(frame.frame_bytes());
         Some(Asked { bytes: std::mem::replace(&mut self.received, rest) })
     }

@@ -1,4 +1,5 @@
-//! Ceilings of a scan: the same frames from a plain blocking writer, read by the same client, or by one that looks at nothing.
+//! Ceilings of a scan: the same frames from a plain blocking writer, read by the same client, or by one that looks at nothing. The ceilings of
+//! other commands use the writers, too.
 //!
 //! Invariants
 //! - The frames are byte for byte what a node sends for a key-only scan with this buffer size; only tags and keys differ.
@@ -53,6 +54,11 @@ impl Frames {
         frames
     }
 
+    /// Frames that are ready, in pieces that are sent with one write each.
+    pub(crate) fn of(bytes: Vec<u8>, ends: Vec<usize>) -> Frames {
+        Frames { bytes, ends }
+    }
+
     fn push(&mut self, records: &[u8], status: Status) {
         let extras = RecordKind::Keys.encode();
         Response::new(Opcode::RANGE_SCAN_CONTINUE, 0, status)
@@ -90,7 +96,10 @@ pub(crate) struct Ceiling {
 }
 
 /// A plain writer for every connection; gives back the CPU seconds of all when the connections are closed.
-fn serve(
+///
+/// # Errors
+/// Those of the system and of `talk`.
+pub(crate) fn serve(
     listener: &TcpListener,
     connections: usize,
     cpus: &[usize],
@@ -114,26 +123,40 @@ fn serve(
     })
 }
 
+/// The next request of a client: opcode, tag and vbucket; `None` when the client has closed. `received` keeps what came behind it.
+///
+/// # Errors
+/// Those of the system; `InvalidData` for bytes that are no frames.
+pub(crate) fn next_request(
+    stream: &mut TcpStream,
+    received: &mut Vec<u8>,
+) -> io::Result<Option<(Opcode, u32, VbId)>> {
+    let mut room = [0; 4096];
+    loop {
+        match decode_frame(received, FrameLimits::AUTHENTICATED) {
+            Ok(Decoded::Frame(frame)) => {
+                let request = (frame.opcode(), frame.opaque(), frame.vbucket());
+                let frame_bytes = frame.frame_bytes();
+                received.drain(..frame_bytes);
+                return Ok(Some(request));
+            }
+            Ok(Decoded::Incomplete { .. }) => {}
+            Err(_) => return Err(io::ErrorKind::InvalidData.into()),
+        }
+        match stream.read(&mut room) {
+            Ok(0) => return Ok(None),
+            Ok(count) => received.extend_from_slice(&room[..count]),
+            // The client closes with unread bytes only after an error of its own, which it reports.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(None),
+            Err(error) => return Err(error),
+        }
+    }
+}
+
 /// Answers requests like a node whose every vbucket has the keys of `frames`.
 fn answer(stream: &mut TcpStream, frames: &mut Frames) -> io::Result<()> {
     let (mut received, mut answers) = (Vec::new(), Vec::new());
-    let mut room = [0; 4096];
-    loop {
-        let (frame_bytes, opcode, opaque) = loop {
-            match decode_frame(&received, FrameLimits::AUTHENTICATED) {
-                Ok(Decoded::Frame(frame)) => break (frame.frame_bytes(), frame.opcode(), frame.opaque()),
-                Ok(Decoded::Incomplete { .. }) => {}
-                Err(_) => return Err(io::ErrorKind::InvalidData.into()),
-            }
-            match stream.read(&mut room) {
-                Ok(0) => return Ok(()),
-                Ok(count) => received.extend_from_slice(&room[..count]),
-                // The client closes with unread bytes only after an error of its own, which it reports.
-                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(()),
-                Err(error) => return Err(error),
-            }
-        };
-        received.drain(..frame_bytes);
+    while let Some((opcode, opaque, _)) = next_request(stream, &mut received)? {
         if opcode == Opcode::RANGE_SCAN_CONTINUE {
             frames.send(stream, opaque)?;
             continue;
@@ -144,9 +167,14 @@ fn answer(stream: &mut TcpStream, frames: &mut Frames) -> io::Result<()> {
         Response::new(opcode, opaque, Status::SUCCESS).value(value).encode(&mut answers);
         stream.write_all(&answers)?;
     }
+    Ok(())
 }
 
-fn listen() -> io::Result<(TcpListener, SocketAddr)> {
+/// A listener on loopback.
+///
+/// # Errors
+/// The system.
+pub(crate) fn listen() -> io::Result<(TcpListener, SocketAddr)> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let address = listener.local_addr()?;
     Ok((listener, address))
@@ -207,9 +235,9 @@ pub(crate) fn stream(
             let writers = scope.spawn(|| {
                 serve(&listener, connections, cpus, |stream| {
                     let mut frames = frames.clone();
-                    let mut times = [0];
+                    let mut times = [0; 4];
                     stream.read_exact(&mut times)?;
-                    (0..times[0]).try_for_each(|_| frames.send(stream, 0))
+                    (0..u32::from_be_bytes(times)).try_for_each(|_| frames.send(stream, 0))
                 })
             });
             let mut sockets = Vec::new();
@@ -221,12 +249,12 @@ pub(crate) fn stream(
                 .into_iter()
                 .enumerate()
                 .map(|(index, mut socket)| {
-                    let times = share(index) as u8;
+                    let times = share(index);
                     scope.spawn(move || -> io::Result<f64> {
                         let before = thread_cpu_seconds();
                         let mut room = vec![0; READ_BYTES];
-                        socket.write_all(&[times])?;
-                        let mut left = usize::from(times) * frames.bytes.len();
+                        socket.write_all(&(times as u32).to_be_bytes())?;
+                        let mut left = times * frames.bytes.len();
                         while left > 0 {
                             match socket.read(&mut room)? {
                                 0 => return Err(io::ErrorKind::UnexpectedEof.into()),

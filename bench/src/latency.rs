@@ -34,11 +34,29 @@ impl Latencies {
     }
 }
 
-/// Sends a NOOP and a GET of one of `keys` in turn until `stop`, over `connections` connections in turn, so that every core gets some.
+/// Measures as long as `during` runs.
 ///
 /// # Errors
-/// The node refuses or is gone.
-pub(crate) fn measure(
+/// Those of `during`; or the node refuses or is gone.
+pub(crate) fn beside(
+    connect: &ConnectOptions,
+    connections: usize,
+    keys: &[Vec<u8>],
+    during: impl FnOnce() -> Result<(), BenchError>,
+) -> Result<Latencies, BenchError> {
+    let (stop, mut latencies) = (AtomicBool::new(false), Latencies::new());
+    std::thread::scope(|scope| {
+        let measuring = scope.spawn(|| measure(connect, connections, keys, &stop, &mut latencies));
+        let done = during();
+        stop.store(true, Ordering::Relaxed);
+        measuring.join().expect("the measuring thread does not panic")?;
+        done
+    })?;
+    Ok(latencies)
+}
+
+/// Sends a NOOP and a GET of one of `keys` in turn until `stop`, over `connections` connections in turn, so that every core gets some.
+fn measure(
     connect: &ConnectOptions,
     connections: usize,
     keys: &[Vec<u8>],

@@ -45,6 +45,10 @@ enum Command {
     ///
     /// Example: ringbench scan --quick
     Scan(cmd::scan::ScanArgs),
+    /// DCP streams of everything in a node of its own, from memory and from disk, beside what loopback and device can do.
+    ///
+    /// Example: ringbench backfill --quick. Only small documents: ringbench backfill --values 100 --vbuckets 16
+    Backfill(cmd::backfill::BackfillArgs),
     /// GET and SET of a node of its own beside memcached, with one client, in one run.
     ///
     /// Example: ringbench kv --quick. Only GETs of one core: ringbench kv --cores 1 --mixes get --depths 16
@@ -74,6 +78,7 @@ enum Command {
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Scan(args) => cmd::scan::run(&args),
+        Command::Backfill(args) => cmd::backfill::run(&args),
         Command::Kv(args) => cmd::kv::run(&args),
         Command::Echo(args) => cmd::echo::run(&args),
         Command::ScanMemory(args) => cmd::scan_memory::run(&args),

@@ -1,7 +1,8 @@
-//! The commands, and what they share: loading a node of their own.
+//! The commands, and what they share: loading a node of their own, and documents that are there.
 //!
 //! Does not know: each other.
 
+pub(crate) mod backfill;
 pub(crate) mod echo;
 pub(crate) mod io;
 pub(crate) mod kv;
@@ -37,6 +38,15 @@ const VALUE_BYTES_MAX: usize = 20 << 20;
 /// The node, or a document that it did not take.
 pub(crate) fn fill(options: &NodeOptions, generator: &Generator, what: &str) -> Result<(), BenchError> {
     let node = NodeProcess::start(options)?;
+    load_into(&node, generator, what)?;
+    node.stop()
+}
+
+/// Loads all documents into a node through TCP and waits until they are persisted.
+///
+/// # Errors
+/// The node, or a document that it did not take.
+pub(crate) fn load_into(node: &NodeProcess, generator: &Generator, what: &str) -> Result<(), BenchError> {
     let source = Source::open(&SourceForm::Generate(generator.clone()), VALUE_BYTES_MAX)
         .map_err(ringbase::client::LoadError::from)?;
     let load_options = LoadOptions {
@@ -55,8 +65,7 @@ pub(crate) fn fill(options: &NodeOptions, generator: &Generator, what: &str) -> 
         let text = format!("{} of {} documents were loaded", report.documents, generator.count());
         return Err(BenchError::Unsound(text));
     }
-    let mut control = node.connect()?;
-    control.wait_persisted()?;
+    node.connect()?.wait_persisted()?;
     let seconds = report.elapsed.as_secs_f64();
     eprintln!(
         "{what}: {} documents with {:.1} MB of keys and {:.1} MB of values in {seconds:.1} s ({:.0} documents/s)",
@@ -65,8 +74,18 @@ pub(crate) fn fill(options: &NodeOptions, generator: &Generator, what: &str) -> 
         report.value_bytes as f64 / 1e6,
         report.documents as f64 / seconds
     );
-    drop(control);
-    node.stop()
+    Ok(())
+}
+
+/// The first `count` keys of the documents.
+pub(crate) fn some_keys(generator: &Generator, count: u64) -> Vec<Vec<u8>> {
+    let (mut key, mut value) = (Vec::new(), Vec::new());
+    let indices = 0..count.min(generator.count());
+    let keys = indices.map(|index| {
+        generator.document(index, &mut key, &mut value);
+        key.clone()
+    });
+    keys.collect()
 }
 
 fn show_progress(count: u64, what: &str, progress: &LoadProgress, done: &AtomicBool) {

@@ -2,12 +2,11 @@
 //!
 //! Does not know: buffer sizes other than the node's own choice.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use ringbase::client::Generator;
 
-use super::super::scan;
+use super::super::{scan, some_keys};
 use super::ScanArgs;
 use crate::error::BenchError;
 use crate::latency::{self, Latencies};
@@ -37,37 +36,19 @@ pub(super) fn measure(
 ) -> Result<LatencyResults, BenchError> {
     let duration = Duration::from_secs(if args.quick { 1 } else { 5 });
     let connect = node.connect_options();
-    let (mut key, mut value) = (Vec::new(), Vec::new());
-    let keys: Vec<Vec<u8>> = (0..KEYS.min(generator.count()))
-        .map(|index| {
-            generator.document(index, &mut key, &mut value);
-            key.clone()
-        })
-        .collect();
+    let keys = some_keys(generator, KEYS);
     let scan_once = || scan(node, args.node.vbuckets, true, args.connections[0], generator.count());
     // Fills the block cache, and with the GETs of the idle measurement everything is warm.
     scan_once()?;
 
-    let run = |during: &mut dyn FnMut() -> Result<(), BenchError>| -> Result<Latencies, BenchError> {
-        let (stop, mut latencies) = (AtomicBool::new(false), Latencies::new());
-        std::thread::scope(|scope| {
-            let measuring =
-                scope.spawn(|| latency::measure(&connect, CONNECTIONS, &keys, &stop, &mut latencies));
-            let done = during();
-            stop.store(true, Ordering::Relaxed);
-            measuring.join().expect("the measuring thread does not panic")?;
-            done
-        })?;
-        Ok(latencies)
-    };
-    let mut rest = || {
+    let rest = || {
         std::thread::sleep(duration);
         Ok(())
     };
-    run(&mut rest)?;
-    let idle = run(&mut rest)?;
+    latency::beside(&connect, CONNECTIONS, &keys, rest)?;
+    let idle = latency::beside(&connect, CONNECTIONS, &keys, rest)?;
     let mut scans = 0;
-    let scanning = run(&mut || {
+    let scanning = latency::beside(&connect, CONNECTIONS, &keys, || {
         let started = Instant::now();
         while started.elapsed() < duration {
             scan_once()?;

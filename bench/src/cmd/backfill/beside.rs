@@ -1,0 +1,79 @@
+//! Small requests beside backfills: their latency on an idle node and while eight backfills run.
+//!
+//! Does not know: windows, other numbers of backfills.
+
+use std::time::{Duration, Instant};
+
+use ringbase::client::Generator;
+use ringbase_storage::types::{Seqno, VbId};
+
+use super::drain::{DrainPlan, drain};
+use super::rows::Kind;
+use crate::cmd::some_keys;
+use crate::error::BenchError;
+use crate::latency::{self, Latencies};
+use crate::node::NodeProcess;
+
+/// Backfills that run at a time, each over a connection of its own.
+const BACKFILLS: usize = 8;
+
+/// Connections of the small requests: enough that every core has some.
+const CONNECTIONS: usize = 8;
+
+/// Different documents that are asked for.
+const KEYS: u64 = 1000;
+
+/// The window of each backfill.
+const WINDOW_BYTES: u32 = 16 << 20;
+
+/// What was found.
+#[derive(Debug)]
+pub(super) struct Beside {
+    /// Where the backfills read.
+    pub(super) kind: Kind,
+    /// Nothing else runs.
+    pub(super) idle: Latencies,
+    /// Backfills run.
+    pub(super) busy: Latencies,
+    /// Backfills that ended meanwhile.
+    pub(super) backfills: u64,
+}
+
+/// # Errors
+/// The node or the client.
+pub(super) fn measure(
+    kind: Kind,
+    node: &NodeProcess,
+    streams: &[(VbId, Seqno)],
+    generator: &Generator,
+    is_quick: bool,
+) -> Result<Beside, BenchError> {
+    let duration = Duration::from_secs(if is_quick { 1 } else { 5 });
+    let connect = node.connect_options();
+    let keys = some_keys(generator, KEYS);
+    let streams = &streams[..BACKFILLS.min(streams.len())];
+    let rest = || {
+        std::thread::sleep(duration);
+        Ok(())
+    };
+    eprintln!("small requests beside backfills, {}", kind.name());
+    // The documents that are asked for become resident.
+    latency::beside(&connect, CONNECTIONS, &keys, rest)?;
+    let idle = latency::beside(&connect, CONNECTIONS, &keys, rest)?;
+    let mut backfills = 0;
+    let busy = latency::beside(&connect, CONNECTIONS, &keys, || {
+        let started = Instant::now();
+        while started.elapsed() < duration {
+            let plan = DrainPlan {
+                connect: node.connect_options(),
+                streams,
+                connections: BACKFILLS,
+                buffer_bytes: WINDOW_BYTES,
+            };
+            drain(&plan)?;
+            backfills += streams.len() as u64;
+        }
+        Ok(())
+    })?;
+    Ok(Beside { kind, idle, busy, backfills })
+}

@@ -1,0 +1,472 @@
+//! `ringbench backfill`: everything in a node as DCP streams, from memory and from disk, against the client's window and the number of
+//! connections.
+//!
+//! For each size of value and number of vbuckets a node is loaded. It streams from memory (resident), then it is started anew for each stream
+//! from disk (cold). In every round every combination has its turn, and the ceilings of the round are measured with the same client.
+//!
+//! Invariants
+//! - A resident drain brings no document of a snapshot of the disk, a cold one nothing else; or the measurement fails.
+//! - A cold drain begins with no look-up in the block cache since the start of the node; reads go past the page cache.
+//! - Every drain brings every document once, in seqno order, or the measurement fails.
+//!
+//! Does not know: how results are shown (`output`).
+
+mod beside;
+mod ceiling;
+mod drain;
+mod output;
+mod parked;
+mod rows;
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use clap::Args;
+use hdrhistogram::Histogram;
+use ringbase::client::{Connection, Generator};
+use ringbase::config::ByteSize;
+use ringbase_storage::types::{Seqno, VbId};
+
+use super::{load_into, restart};
+use crate::cpus;
+use crate::disk::{ProbeFile, sequential_read};
+use crate::error::BenchError;
+use crate::machine::Machine;
+use crate::node::{Control, NodeOptions, NodeProcess, number};
+use crate::process::own_cpu_seconds;
+use crate::workload::{NodeArgs, Scratch};
+use beside::Beside;
+use ceiling::StreamFrames;
+use drain::{DrainPlan, Drained, drain};
+use parked::Parked;
+use rows::{Cell, DataSet, Kind, Row, SPENT};
+
+/// Bytes of the file whose sequential reads are the ceiling of cold drains.
+const PROBE_BYTES: u64 = 512 << 20;
+
+/// Largest value of a document.
+const VALUE_BYTES_MAX: usize = 1 << 20;
+
+/// The window of flow control that a client opens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Window(u32);
+
+impl fmt::Display for Window {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            0 => f.write_str("none"),
+            bytes => ByteSize(u64::from(bytes)).fmt(f),
+        }
+    }
+}
+
+impl FromStr for Window {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Window, String> {
+        if text == "none" {
+            return Ok(Window(0));
+        }
+        let ByteSize(bytes) = text.parse()?;
+        match u32::try_from(bytes) {
+            Ok(bytes) if bytes >= 1024 => Ok(Window(bytes)),
+            _ => Err(format!("{text} is no window; they have 1KiB to 4GiB, or write `none`")),
+        }
+    }
+}
+
+/// Options of `ringbench backfill`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct BackfillArgs {
+    /// Megabytes (10⁶ bytes) of keys and values in the node [default: 400; 40 with --quick].
+    #[arg(long, value_name = "MB")]
+    megabytes: Option<u64>,
+    /// Bytes of every key, 1 to 250.
+    #[arg(long, value_name = "BYTES", default_value_t = 20)]
+    key_bytes: usize,
+    /// Bytes of every value; the first is the usual one [default: 1024,100,10240; 1024,100 with --quick].
+    #[arg(long, value_name = "BYTES", value_delimiter = ',')]
+    values: Vec<usize>,
+    /// Vbuckets of the node; the first is the usual number [default: 16,1024; 16 with --quick].
+    #[arg(long, value_name = "NUMBERS", value_delimiter = ',')]
+    vbuckets: Vec<u16>,
+    /// Connections of the client; the first is the usual number.
+    #[arg(long, value_name = "NUMBERS", value_delimiter = ',', default_value = "1,8")]
+    connections: Vec<usize>,
+    /// Windows of flow control, or `none`; the first is the usual one [default: 16MiB,64KiB,256KiB,1MiB,4MiB,none; 16MiB,64KiB with --quick].
+    #[arg(long, value_name = "SIZES", value_delimiter = ',')]
+    windows: Vec<Window>,
+    /// All combinations; otherwise unusual values of two options are not combined.
+    #[arg(long)]
+    full: bool,
+    /// Rounds [default: 5; 2 with --quick].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    rounds: Option<u32>,
+    /// Streams that stand still while the memory of the node is measured; 0 leaves it out [default: 1000; 16 with --quick].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=100_000))]
+    parked: Option<u32>,
+    /// Cores of the node.
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    cores: u16,
+    /// Memory of the node; it uses two fifths of it for documents.
+    #[arg(long, value_name = "SIZE", default_value = "4GiB")]
+    memory: String,
+    /// What keys and values are made from.
+    #[arg(long, value_name = "N", default_value_t = 42)]
+    seed: u64,
+    /// The node's program [default: `ringbase` beside this program].
+    #[arg(long, value_name = "PATH")]
+    ringbase: Option<PathBuf>,
+    /// Scratch directory, on a disk; made if it is missing [default: target/ringbench, or ringbench-scratch without a target directory].
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
+    /// Keep the scratch directory.
+    #[arg(long)]
+    keep: bool,
+    /// Few documents, few combinations: shows that all works, its figures mean little.
+    #[arg(long)]
+    quick: bool,
+    /// Where raw.csv, summary.md, histograms and plots go [default: backfill-results beside the scratch directory].
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Print the results as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Everything that was measured.
+#[derive(Debug)]
+struct Results {
+    machine: Machine,
+    key_bytes: usize,
+    rounds: u32,
+    windows: Vec<Window>,
+    usual: Cell,
+    rows: Vec<Row>,
+    /// Runs and waits of the streams of the usual combination, resident and cold, in the order of [`SPENT`].
+    spent: [Vec<Histogram<u64>>; 2],
+    parked: Vec<Parked>,
+    beside: Vec<Beside>,
+}
+
+/// The options, checked and complete.
+#[derive(Debug)]
+struct Settings {
+    rounds: u32,
+    parked: u32,
+    windows: Vec<Window>,
+    sets: Vec<(DataSet, Generator)>,
+    connections: Vec<usize>,
+    full: bool,
+}
+
+fn or_default<T: Clone>(given: &[T], usual: &[T]) -> Vec<T> {
+    if given.is_empty() { usual.to_vec() } else { given.to_vec() }
+}
+
+impl BackfillArgs {
+    fn settings(&self) -> Result<Settings, BenchError> {
+        let misuse = |text: String| Err(BenchError::Misuse(text));
+        let quick = self.quick;
+        let values = or_default(&self.values, if quick { &[1024, 100] } else { &[1024, 100, 10_240] });
+        let vbuckets = or_default(&self.vbuckets, if quick { &[16] } else { &[16, 1024] });
+        let usual = ["16MiB", "64KiB", "256KiB", "1MiB", "4MiB", "none"]
+            .map(|text| text.parse().unwrap_or(Window(0)));
+        let windows = or_default(&self.windows, if quick { &usual[..2] } else { &usual });
+        if let Some(bytes) = values.iter().find(|bytes| !(1..=VALUE_BYTES_MAX).contains(*bytes)) {
+            return misuse(format!("--values {bytes}: values have 1 to {VALUE_BYTES_MAX} bytes"));
+        }
+        if let Some(count) = vbuckets.iter().find(|count| !(1..=1024).contains(*count)) {
+            return misuse(format!("--vbuckets {count}: a node has 1 to 1024"));
+        }
+        if let Some(count) = self.connections.iter().find(|count| !(1..=1024).contains(*count)) {
+            return misuse(format!("--connections {count}: 1 to 1024"));
+        }
+        if self.connections.is_empty() {
+            return misuse("give at least one number of --connections".to_owned());
+        }
+        let megabytes = self.megabytes.unwrap_or(if self.quick { 40 } else { 400 });
+        let mut sets = Vec::new();
+        for (at, value_bytes) in values.iter().copied().enumerate() {
+            for (other, vbuckets) in vbuckets.iter().copied().enumerate() {
+                if !self.full && at > 0 && other > 0 {
+                    continue;
+                }
+                let bytes = (self.key_bytes + value_bytes) as u64;
+                let documents = (megabytes.saturating_mul(1_000_000) / bytes).max(u64::from(vbuckets));
+                let generator = Generator::new(documents, self.key_bytes, value_bytes, self.seed);
+                sets.push((DataSet { value_bytes, vbuckets }, generator.map_err(BenchError::Misuse)?));
+            }
+        }
+        Ok(Settings {
+            rounds: self.rounds.unwrap_or(if self.quick { 2 } else { 5 }),
+            parked: self.parked.unwrap_or(if self.quick { 16 } else { 1000 }),
+            windows,
+            sets,
+            connections: self.connections.clone(),
+            full: self.full,
+        })
+    }
+
+    fn node_args(&self, vbuckets: u16) -> NodeArgs {
+        NodeArgs {
+            dir: self.dir.clone(),
+            ringbase: self.ringbase.clone(),
+            vbuckets,
+            cores: self.cores,
+            memory: self.memory.clone(),
+            keep: self.keep,
+        }
+    }
+}
+
+impl Settings {
+    fn cells(&self, set: DataSet) -> Vec<Cell> {
+        let mut cells = Vec::new();
+        for (at, connections) in self.connections.iter().copied().enumerate() {
+            for (other, window) in self.windows.iter().copied().enumerate() {
+                if self.full || at == 0 || other == 0 {
+                    cells.push(Cell { set, connections, window });
+                }
+            }
+        }
+        cells
+    }
+}
+
+pub(crate) fn run(args: &BackfillArgs) -> Result<(), BenchError> {
+    let settings = args.settings()?;
+    let scratch = Scratch::make(&args.node_args(1), "backfill")?;
+    let out = args.out.clone().unwrap_or_else(|| scratch.path().with_file_name("backfill-results"));
+    std::fs::create_dir_all(&out).map_err(BenchError::file("make", &out))?;
+    let probe_bytes = if args.quick { PROBE_BYTES / 8 } else { PROBE_BYTES };
+    let mut bench = Bench {
+        args,
+        probe: ProbeFile::make(&scratch.path().join("probe"), probe_bytes, 16)?,
+        cpus: cpus::allowed()?,
+        results: Results {
+            machine: Machine::look(scratch.path()),
+            key_bytes: args.key_bytes,
+            rounds: settings.rounds,
+            windows: settings.windows.clone(),
+            usual: settings.cells(settings.sets[0].0)[0],
+            rows: Vec::new(),
+            spent: [Vec::new(), Vec::new()],
+            parked: Vec::new(),
+            beside: Vec::new(),
+        },
+        settings,
+    };
+    for (set, generator) in bench.settings.sets.clone() {
+        let name = format!("{}-{}", set.value_bytes, set.vbuckets);
+        let options = scratch.node(&args.node_args(set.vbuckets), &name)?;
+        bench.data_set(set, &generator, &options)?;
+        if !args.keep {
+            std::fs::remove_dir_all(&options.data).map_err(BenchError::file("remove", &options.data))?;
+        }
+    }
+    let Bench { mut results, .. } = bench;
+    results.machine.finish();
+    output::write(&results, args.json, &out)
+}
+
+/// The measurement under way.
+struct Bench<'a> {
+    args: &'a BackfillArgs,
+    settings: Settings,
+    probe: ProbeFile,
+    cpus: Vec<usize>,
+    results: Results,
+}
+
+impl Bench<'_> {
+    fn data_set(
+        &mut self,
+        set: DataSet,
+        generator: &Generator,
+        options: &NodeOptions,
+    ) -> Result<(), BenchError> {
+        let cells = self.settings.cells(set);
+        let (is_first, rounds) = (set == self.results.usual.set, self.settings.rounds);
+        // The one with the most vbuckets shows what streams cost.
+        let parks = self.settings.sets.iter().map(|(set, _)| set.vbuckets).max() == Some(set.vbuckets)
+            && set.value_bytes == self.results.usual.set.value_bytes
+            && self.settings.parked > 0;
+        let node = NodeProcess::start(options)?;
+        load_into(&node, generator, &set.to_string())?;
+        let streams = high_seqnos(&node, set.vbuckets)?;
+        let frames = StreamFrames::new(generator, set.vbuckets);
+        for round in 1..=rounds {
+            eprintln!("{set}, from memory, round {round} of {rounds}");
+            self.device(round, set)?;
+            for cell in &cells {
+                self.one(round, Kind::Resident, *cell, &node, &streams, generator.count())?;
+            }
+            for connections in self.settings.connections.clone() {
+                self.ceilings(round, set, connections, &frames)?;
+            }
+        }
+        if parks {
+            self.results.parked.push(parked::measure(Kind::Resident, &node, &streams, self.settings.parked)?);
+        }
+        if is_first {
+            self.results.beside.push(beside::measure(
+                Kind::Resident,
+                &node,
+                &streams,
+                generator,
+                self.args.quick,
+            )?);
+        }
+        node.stop()?;
+        for round in 1..=rounds {
+            eprintln!("{set}, from disk, round {round} of {rounds}");
+            for cell in &cells {
+                let node = restart(options)?;
+                self.one(round, Kind::Cold, *cell, &node, &streams, generator.count())?;
+                node.stop()?;
+            }
+        }
+        let node = restart(options)?;
+        if parks {
+            self.results.parked.push(parked::measure(Kind::Cold, &node, &streams, self.settings.parked)?);
+        }
+        if is_first {
+            self.results.beside.push(beside::measure(
+                Kind::Cold,
+                &node,
+                &streams,
+                generator,
+                self.args.quick,
+            )?);
+        }
+        node.stop()
+    }
+
+    fn device(&mut self, round: u32, set: DataSet) -> Result<(), BenchError> {
+        let duration = Duration::from_millis(if self.args.quick { 200 } else { 1000 });
+        let result = self.probe.run(&sequential_read(duration))?;
+        self.results.rows.push(Row {
+            seconds: result.elapsed.as_secs_f64(),
+            bytes: result.operations * result.plan.operation_bytes as u64,
+            ..Row::new(round, Kind::Device, Cell { set, connections: 0, window: Window(0) })
+        });
+        Ok(())
+    }
+
+    fn one(
+        &mut self,
+        round: u32,
+        kind: Kind,
+        cell: Cell,
+        node: &NodeProcess,
+        streams: &[(VbId, Seqno)],
+        count: u64,
+    ) -> Result<(), BenchError> {
+        let mut control = node.connect()?;
+        let cache = control.cache()?;
+        if kind == Kind::Cold && (cache.hits > 0 || cache.bytes > 0) {
+            let text = format!("the block cache of a node that was just started is not empty: {cache:?}");
+            return Err(BenchError::Unsound(text));
+        }
+        control.reset()?;
+        let cpu_before = node.cpu_seconds()?;
+        let plan = DrainPlan {
+            connect: node.connect_options(),
+            streams,
+            connections: cell.connections,
+            buffer_bytes: cell.window.0,
+        };
+        let drained = drain(&plan)?;
+        let server_cpu_seconds = node.cpu_seconds()? - cpu_before;
+        check(kind, &drained, count)?;
+        let times = spent(&mut control)?;
+        let row = Row {
+            spent_seconds: std::array::from_fn(|at| times[at].mean() * times[at].len() as f64 / 1e9),
+            server_cpu_seconds,
+            resident_bytes: node.resident_bytes()?,
+            ..Row::of(round, kind, cell, &drained)
+        };
+        self.results.rows.push(row);
+        if cell == self.results.usual {
+            let sums = &mut self.results.spent[usize::from(kind == Kind::Cold)];
+            match sums.is_empty() {
+                true => *sums = times,
+                false => {
+                    for (sum, part) in sums.iter_mut().zip(&times) {
+                        sum.add(part).map_err(|error| {
+                            BenchError::Unsound(format!("histograms do not add up: {error}"))
+                        })?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn ceilings(
+        &mut self,
+        round: u32,
+        set: DataSet,
+        connections: usize,
+        frames: &StreamFrames,
+    ) -> Result<(), BenchError> {
+        let cell = Cell { set, connections, window: Window(0) };
+        let before = own_cpu_seconds();
+        let (drained, writer_cpu_seconds) =
+            ceiling::plain_node(frames, set.vbuckets, connections, &self.cpus)?;
+        let plain = Row {
+            server_cpu_seconds: writer_cpu_seconds,
+            client_cpu_seconds: (own_cpu_seconds() - before - writer_cpu_seconds).max(0.0),
+            ..Row::of(round, Kind::PlainWriter, cell, &drained)
+        };
+        let found = ceiling::stream(&frames.plain(), set.vbuckets, connections, &self.cpus)?;
+        let loopback = Row {
+            seconds: found.elapsed.as_secs_f64(),
+            bytes: found.record_bytes,
+            items: drained.items,
+            server_cpu_seconds: found.writer_cpu_seconds,
+            client_cpu_seconds: found.reader_cpu_seconds,
+            ..Row::new(round, Kind::Loopback, cell)
+        };
+        self.results.rows.extend([plain, loopback]);
+        Ok(())
+    }
+}
+
+/// Every vbucket that has documents, with its high seqno.
+fn high_seqnos(node: &NodeProcess, vbuckets: u16) -> Result<Vec<(VbId, Seqno)>, BenchError> {
+    let stats = node.connect()?.stats("vbucket-seqno")?;
+    let mut streams = Vec::new();
+    for vb in 0..vbuckets {
+        let high = number(&stats, &format!("vb_{vb}:high_seqno"))?;
+        if high > 0 {
+            streams.push((VbId(vb), Seqno(high)));
+        }
+    }
+    Ok(streams)
+}
+
+fn check(kind: Kind, drained: &Drained, count: u64) -> Result<(), BenchError> {
+    let from_disk = if kind == Kind::Cold { count } else { 0 };
+    if drained.items == count && drained.disk_items == from_disk {
+        return Ok(());
+    }
+    Err(BenchError::Unsound(format!(
+        "{} of {count} documents came, {} of them from disk; {from_disk} were to be",
+        drained.items, drained.disk_items
+    )))
+}
+
+/// Runs and waits of streams since the last reset, in the order of [`SPENT`].
+fn spent(control: &mut Control) -> Result<Vec<Histogram<u64>>, BenchError> {
+    let names = SPENT.map(|name| format!("dcp_{name}_ns"));
+    control.histograms(&names.each_ref().map(String::as_str))
+}
+
+/// A connection beside the measured ones.
+fn connect(node: &NodeProcess) -> Result<Connection, BenchError> {
+    Ok(Connection::open(&node.connect_options())?)
+}

@@ -17,8 +17,8 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use ringbase::client::{
-    Generator, LoadOptions, LoadProgress, PipelineOptions, ScanAllOptions, ScanPlan, ScanRecord, ScanReport,
-    Source, SourceForm, load, scan_all,
+    ConnectOptions, Generator, LoadOptions, LoadProgress, PipelineOptions, ScanAllOptions, ScanPlan,
+    ScanRecord, ScanReport, Source, SourceForm, load, scan_all,
 };
 use ringbase::protocol::range_scan::RangeScanCreate;
 use ringbase_storage::types::VbId;
@@ -38,19 +38,24 @@ const VALUE_BYTES_MAX: usize = 20 << 20;
 /// The node, or a document that it did not take.
 pub(crate) fn fill(options: &NodeOptions, generator: &Generator, what: &str) -> Result<(), BenchError> {
     let node = NodeProcess::start(options)?;
-    load_into(&node, generator, what)?;
+    load_into(&node.connect_options(), generator, what)?;
+    node.connect()?.wait_persisted()?;
     node.stop()
 }
 
-/// Loads all documents into a node through TCP and waits until they are persisted.
+/// Loads all documents into a node through TCP.
 ///
 /// # Errors
 /// The node, or a document that it did not take.
-pub(crate) fn load_into(node: &NodeProcess, generator: &Generator, what: &str) -> Result<(), BenchError> {
+pub(crate) fn load_into(
+    connect: &ConnectOptions,
+    generator: &Generator,
+    what: &str,
+) -> Result<(), BenchError> {
     let source = Source::open(&SourceForm::Generate(generator.clone()), VALUE_BYTES_MAX)
         .map_err(ringbase::client::LoadError::from)?;
     let load_options = LoadOptions {
-        connect: node.connect_options(),
+        connect: connect.clone(),
         connections: LOAD_CONNECTIONS,
         pipeline: PipelineOptions::default(),
     };
@@ -65,7 +70,6 @@ pub(crate) fn load_into(node: &NodeProcess, generator: &Generator, what: &str) -
         let text = format!("{} of {} documents were loaded", report.documents, generator.count());
         return Err(BenchError::Unsound(text));
     }
-    node.connect()?.wait_persisted()?;
     let seconds = report.elapsed.as_secs_f64();
     eprintln!(
         "{what}: {} documents with {:.1} MB of keys and {:.1} MB of values in {seconds:.1} s ({:.0} documents/s)",

@@ -4,15 +4,12 @@
 
 use std::time::{Duration, Instant};
 
-use ringbase::client::Generator;
-use ringbase_storage::types::{Seqno, VbId};
-
+use super::Source;
 use super::drain::{DrainPlan, drain};
 use super::rows::Kind;
 use crate::cmd::some_keys;
 use crate::error::BenchError;
 use crate::latency::{self, Latencies};
-use crate::node::NodeProcess;
 
 /// Backfills that run at a time, each over a connection of its own.
 const BACKFILLS: usize = 8;
@@ -41,31 +38,25 @@ pub(super) struct Beside {
 
 /// # Errors
 /// The node or the client.
-pub(super) fn measure(
-    kind: Kind,
-    node: &NodeProcess,
-    streams: &[(VbId, Seqno)],
-    generator: &Generator,
-    is_quick: bool,
-) -> Result<Beside, BenchError> {
+pub(super) fn measure(kind: Kind, source: &Source<'_>, is_quick: bool) -> Result<Beside, BenchError> {
     let duration = Duration::from_secs(if is_quick { 1 } else { 5 });
-    let connect = node.connect_options();
-    let keys = some_keys(generator, KEYS);
-    let streams = &streams[..BACKFILLS.min(streams.len())];
+    let connect = &source.connect;
+    let keys = some_keys(source.generator, KEYS);
+    let streams = &source.streams[..BACKFILLS.min(source.streams.len())];
     let rest = || {
         std::thread::sleep(duration);
         Ok(())
     };
     eprintln!("small requests beside backfills, {}", kind.name());
     // The documents that are asked for become resident.
-    latency::beside(&connect, CONNECTIONS, &keys, rest)?;
-    let idle = latency::beside(&connect, CONNECTIONS, &keys, rest)?;
+    latency::beside(connect, CONNECTIONS, &keys, rest)?;
+    let idle = latency::beside(connect, CONNECTIONS, &keys, rest)?;
     let mut backfills = 0;
-    let busy = latency::beside(&connect, CONNECTIONS, &keys, || {
+    let busy = latency::beside(connect, CONNECTIONS, &keys, || {
         let started = Instant::now();
         while started.elapsed() < duration {
             let plan = DrainPlan {
-                connect: node.connect_options(),
+                connect: connect.clone(),
                 streams,
                 connections: BACKFILLS,
                 buffer_bytes: WINDOW_BYTES,

@@ -1,11 +1,12 @@
 //! `ringbench backfill`: everything in a node as DCP streams, from memory and from disk, against the client's window and the number of
 //! connections.
 //!
-//! For each size of value and number of vbuckets a node is loaded. It streams from memory (resident), then it is started anew for each stream
-//! from disk (cold). In every round every combination has its turn, and the ceilings of the round are measured with the same client.
+//! For each size of value and number of vbuckets a bucket in memory is loaded and drained (resident). Then the node is filled on disk, and
+//! started anew for every drain from the device (cold), which another one from the block cache follows (warm). In every round every combination
+//! has its turn, and the ceilings of the round are measured with the same client.
 //!
 //! Invariants
-//! - A resident drain brings no document of a snapshot of the disk, a cold one nothing else; or the measurement fails.
+//! - A resident drain brings no document of a snapshot of the disk, cold and warm ones nothing else; or the measurement fails.
 //! - A cold drain begins with no look-up in the block cache since the start of the node; reads go past the page cache.
 //! - Every drain brings every document once, in seqno order, or the measurement fails.
 //!
@@ -18,6 +19,7 @@ mod output;
 mod parked;
 mod rows;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -25,17 +27,18 @@ use std::time::Duration;
 
 use clap::Args;
 use hdrhistogram::Histogram;
-use ringbase::client::{Connection, Generator};
+use ringbase::client::{ConnectOptions, Generator};
 use ringbase::config::ByteSize;
 use ringbase_storage::types::{Seqno, VbId};
 
-use super::{load_into, restart};
+use super::{fill, load_into, restart};
 use crate::cpus;
 use crate::disk::{ProbeFile, sequential_read};
 use crate::error::BenchError;
 use crate::machine::Machine;
 use crate::node::{Control, NodeOptions, NodeProcess, number};
 use crate::process::own_cpu_seconds;
+use crate::recorder;
 use crate::workload::{NodeArgs, Scratch};
 use beside::Beside;
 use ceiling::StreamFrames;
@@ -48,6 +51,10 @@ const PROBE_BYTES: u64 = 512 << 20;
 
 /// Largest value of a document.
 const VALUE_BYTES_MAX: usize = 1 << 20;
+
+/// The bucket of resident drains.
+const MEMORY_BUCKET: &str = "memory";
+const MEMORY_BUCKET_SETTINGS: &str = "bucket_type=ephemeral;ephemeral_full_policy=fail_new_data";
 
 /// The window of flow control that a client opens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -145,8 +152,8 @@ struct Results {
     windows: Vec<Window>,
     usual: Cell,
     rows: Vec<Row>,
-    /// Runs and waits of the streams of the usual combination, resident and cold, in the order of [`SPENT`].
-    spent: [Vec<Histogram<u64>>; 2],
+    /// Runs and waits of the streams of the usual combination, in the order of [`SPENT`].
+    spent: BTreeMap<Kind, Vec<Histogram<u64>>>,
     parked: Vec<Parked>,
     beside: Vec<Beside>,
 }
@@ -253,7 +260,7 @@ pub(crate) fn run(args: &BackfillArgs) -> Result<(), BenchError> {
             windows: settings.windows.clone(),
             usual: settings.cells(settings.sets[0].0)[0],
             rows: Vec::new(),
-            spent: [Vec::new(), Vec::new()],
+            spent: BTreeMap::new(),
             parked: Vec::new(),
             beside: Vec::new(),
         },
@@ -288,61 +295,70 @@ impl Bench<'_> {
         generator: &Generator,
         options: &NodeOptions,
     ) -> Result<(), BenchError> {
-        let cells = self.settings.cells(set);
-        let (is_first, rounds) = (set == self.results.usual.set, self.settings.rounds);
-        // The one with the most vbuckets shows what streams cost.
-        let parks = self.settings.sets.iter().map(|(set, _)| set.vbuckets).max() == Some(set.vbuckets)
-            && set.value_bytes == self.results.usual.set.value_bytes
-            && self.settings.parked > 0;
+        self.in_memory(set, generator, options)?;
+        self.on_disk(set, generator, options)
+    }
+
+    fn in_memory(
+        &mut self,
+        set: DataSet,
+        generator: &Generator,
+        options: &NodeOptions,
+    ) -> Result<(), BenchError> {
         let node = NodeProcess::start(options)?;
-        load_into(&node, generator, &set.to_string())?;
-        let streams = high_seqnos(&node, set.vbuckets)?;
+        node.connect()?.create_bucket(MEMORY_BUCKET, MEMORY_BUCKET_SETTINGS)?;
+        let connect = ConnectOptions { bucket: Some(MEMORY_BUCKET.into()), ..node.connect_options() };
+        load_into(&connect, generator, &format!("{set}, in memory"))?;
+        let source = Source::look(&node, connect, set.vbuckets, generator)?;
         let frames = StreamFrames::new(generator, set.vbuckets);
-        for round in 1..=rounds {
-            eprintln!("{set}, from memory, round {round} of {rounds}");
+        for round in 1..=self.settings.rounds {
+            eprintln!("{set}, from memory, round {round} of {}", self.settings.rounds);
             self.device(round, set)?;
-            for cell in &cells {
-                self.one(round, Kind::Resident, *cell, &node, &streams, generator.count())?;
+            for cell in self.settings.cells(set) {
+                self.one(round, Kind::Resident, cell, &source)?;
             }
             for connections in self.settings.connections.clone() {
                 self.ceilings(round, set, connections, &frames)?;
             }
         }
-        if parks {
-            self.results.parked.push(parked::measure(Kind::Resident, &node, &streams, self.settings.parked)?);
-        }
-        if is_first {
-            self.results.beside.push(beside::measure(
-                Kind::Resident,
-                &node,
-                &streams,
-                generator,
-                self.args.quick,
-            )?);
-        }
-        node.stop()?;
-        for round in 1..=rounds {
-            eprintln!("{set}, from disk, round {round} of {rounds}");
-            for cell in &cells {
+        self.others(Kind::Resident, set, &source)?;
+        node.stop()
+    }
+
+    fn on_disk(
+        &mut self,
+        set: DataSet,
+        generator: &Generator,
+        options: &NodeOptions,
+    ) -> Result<(), BenchError> {
+        fill(options, generator, &format!("{set}, on disk"))?;
+        for round in 1..=self.settings.rounds {
+            eprintln!("{set}, from disk, round {round} of {}", self.settings.rounds);
+            for cell in self.settings.cells(set) {
                 let node = restart(options)?;
-                self.one(round, Kind::Cold, *cell, &node, &streams, generator.count())?;
+                let source = Source::look(&node, node.connect_options(), set.vbuckets, generator)?;
+                self.one(round, Kind::Cold, cell, &source)?;
+                self.one(round, Kind::Warm, cell, &source)?;
                 node.stop()?;
             }
         }
         let node = restart(options)?;
-        if parks {
-            self.results.parked.push(parked::measure(Kind::Cold, &node, &streams, self.settings.parked)?);
-        }
-        if is_first {
-            self.results.beside.push(beside::measure(
-                Kind::Cold,
-                &node,
-                &streams,
-                generator,
-                self.args.quick,
-            )?);
-        }
+        let source = Source::look(&node, node.connect_options(), set.vbuckets, generator)?;
+        self.others(Kind::Warm, set, &source)?;
         node.stop()
+    }
+
+    /// Memory of standing streams, of the data set with the most vbuckets, and small requests beside backfills, of the usual one.
+    fn others(&mut self, kind: Kind, set: DataSet, source: &Source<'_>) -> Result<(), BenchError> {
+        let (usual, parked) = (self.results.usual.set, self.settings.parked);
+        let most = self.settings.sets.iter().map(|(set, _)| set.vbuckets).max();
+        if parked > 0 && most == Some(set.vbuckets) && set.value_bytes == usual.value_bytes {
+            self.results.parked.push(parked::measure(kind, source, parked)?);
+        }
+        if set == usual {
+            self.results.beside.push(beside::measure(kind, source, self.args.quick)?);
+        }
+        Ok(())
     }
 
     fn device(&mut self, round: u32, set: DataSet) -> Result<(), BenchError> {
@@ -356,16 +372,8 @@ impl Bench<'_> {
         Ok(())
     }
 
-    fn one(
-        &mut self,
-        round: u32,
-        kind: Kind,
-        cell: Cell,
-        node: &NodeProcess,
-        streams: &[(VbId, Seqno)],
-        count: u64,
-    ) -> Result<(), BenchError> {
-        let mut control = node.connect()?;
+    fn one(&mut self, round: u32, kind: Kind, cell: Cell, source: &Source<'_>) -> Result<(), BenchError> {
+        let (node, mut control) = (source.node, Control::open(&source.connect)?);
         let cache = control.cache()?;
         if kind == Kind::Cold && (cache.hits > 0 || cache.bytes > 0) {
             let text = format!("the block cache of a node that was just started is not empty: {cache:?}");
@@ -374,14 +382,14 @@ impl Bench<'_> {
         control.reset()?;
         let cpu_before = node.cpu_seconds()?;
         let plan = DrainPlan {
-            connect: node.connect_options(),
-            streams,
+            connect: source.connect.clone(),
+            streams: &source.streams,
             connections: cell.connections,
             buffer_bytes: cell.window.0,
         };
         let drained = drain(&plan)?;
         let server_cpu_seconds = node.cpu_seconds()? - cpu_before;
-        check(kind, &drained, count)?;
+        check(kind, &drained, source.generator.count())?;
         let times = spent(&mut control)?;
         let row = Row {
             spent_seconds: std::array::from_fn(|at| times[at].mean() * times[at].len() as f64 / 1e9),
@@ -391,16 +399,11 @@ impl Bench<'_> {
         };
         self.results.rows.push(row);
         if cell == self.results.usual {
-            let sums = &mut self.results.spent[usize::from(kind == Kind::Cold)];
-            match sums.is_empty() {
-                true => *sums = times,
-                false => {
-                    for (sum, part) in sums.iter_mut().zip(&times) {
-                        sum.add(part).map_err(|error| {
-                            BenchError::Unsound(format!("histograms do not add up: {error}"))
-                        })?;
-                    }
-                }
+            let sums = self.results.spent.entry(kind);
+            let sums = sums.or_insert_with(|| vec![recorder::histogram(); SPENT.len()]);
+            for (sum, part) in sums.iter_mut().zip(&times) {
+                sum.add(part)
+                    .map_err(|error| BenchError::Unsound(format!("histograms do not add up: {error}")))?;
             }
         }
         Ok(())
@@ -436,21 +439,36 @@ impl Bench<'_> {
     }
 }
 
-/// Every vbucket that has documents, with its high seqno.
-fn high_seqnos(node: &NodeProcess, vbuckets: u16) -> Result<Vec<(VbId, Seqno)>, BenchError> {
-    let stats = node.connect()?.stats("vbucket-seqno")?;
-    let mut streams = Vec::new();
-    for vb in 0..vbuckets {
-        let high = number(&stats, &format!("vb_{vb}:high_seqno"))?;
-        if high > 0 {
-            streams.push((VbId(vb), Seqno(high)));
+/// A node with documents in a bucket.
+struct Source<'a> {
+    node: &'a NodeProcess,
+    connect: ConnectOptions,
+    /// Every vbucket that has documents, with its high seqno.
+    streams: Vec<(VbId, Seqno)>,
+    generator: &'a Generator,
+}
+
+impl<'a> Source<'a> {
+    fn look(
+        node: &'a NodeProcess,
+        connect: ConnectOptions,
+        vbuckets: u16,
+        generator: &'a Generator,
+    ) -> Result<Source<'a>, BenchError> {
+        let stats = Control::open(&connect)?.stats("vbucket-seqno")?;
+        let mut streams = Vec::new();
+        for vb in 0..vbuckets {
+            let high = number(&stats, &format!("vb_{vb}:high_seqno"))?;
+            if high > 0 {
+                streams.push((VbId(vb), Seqno(high)));
+            }
         }
+        Ok(Source { node, connect, streams, generator })
     }
-    Ok(streams)
 }
 
 fn check(kind: Kind, drained: &Drained, count: u64) -> Result<(), BenchError> {
-    let from_disk = if kind == Kind::Cold { count } else { 0 };
+    let from_disk = if kind == Kind::Resident { 0 } else { count };
     if drained.items == count && drained.disk_items == from_disk {
         return Ok(());
     }
@@ -464,9 +482,4 @@ fn check(kind: Kind, drained: &Drained, count: u64) -> Result<(), BenchError> {
 fn spent(control: &mut Control) -> Result<Vec<Histogram<u64>>, BenchError> {
     let names = SPENT.map(|name| format!("dcp_{name}_ns"));
     control.histograms(&names.each_ref().map(String::as_str))
-}
-
-/// A connection beside the measured ones.
-fn connect(node: &NodeProcess) -> Result<Connection, BenchError> {
-    Ok(Connection::open(&node.connect_options())?)
 }

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::beside::Beside;
 use super::parked::{ALLOWED_BYTES, Parked};
-use super::rows::{Kind, Row, SPENT, Summary, summarize};
+use super::rows::{Row, SPENT, Summary, summarize};
 use super::{Results, Window};
 use crate::error::BenchError;
 use crate::machine::Machine;
@@ -84,7 +84,7 @@ fn raw_csv(rows: &[Row]) -> String {
 /// Every histogram with the name of its file; values are microseconds there. Reasons that never happened have none.
 fn histograms(results: &Results) -> Vec<(String, &Histogram<u64>)> {
     let mut named = Vec::new();
-    for (kind, times) in [Kind::Resident, Kind::Cold].into_iter().zip(&results.spent) {
+    for (kind, times) in &results.spent {
         for (name, histogram) in SPENT.iter().zip(times).filter(|(_, histogram)| !histogram.is_empty()) {
             named.push((format!("{}-{name}", kind.name()), histogram));
         }
@@ -114,7 +114,7 @@ fn summary(results: &Results, summaries: &[Summary]) -> String {
         "`{command}` on {kernel}, {cpus} CPUs ({cpu}), {memory_mib} MiB, {file_system}; load average {load_at_start:.1} at the \
          start, {load_at_end:.1} at the end.\n\n\
          Documents with keys of {} bytes. Medians of {} rounds, in each of which every combination had its turn; MB are 10⁶ bytes of messages. \
-         The ceiling of a resident drain is loopback with a reader that looks at nothing, that of a cold one the lower of loopback and device; \
+         The ceiling of a resident and of a warm drain is loopback with a reader that looks at nothing, that of a cold one the lower of loopback and device; \
          the plain writer is the same client against a blocking writer of ready frames without flow control.\n\n{}\n",
         results.key_bytes,
         results.rounds,
@@ -140,7 +140,7 @@ fn throughput_table(summaries: &[Summary]) -> String {
     let rows: Vec<[String; 14]> = summaries
         .iter()
         .map(|summary| {
-            let has_window = matches!(summary.kind, Kind::Resident | Kind::Cold);
+            let has_window = summary.kind.is_drain();
             let resident_mib = summary.resident_bytes as f64 / MEBIBYTE;
             [
                 summary.kind.name().to_owned(),
@@ -257,7 +257,7 @@ fn plots(results: &Results, summaries: &[Summary], out: &Path) -> Result<(), Ben
         windows.iter().map(Window::to_string).collect()
     };
     let mut lines: Vec<Line> = Vec::new();
-    let drains = summaries.iter().filter(|summary| matches!(summary.kind, Kind::Resident | Kind::Cold));
+    let drains = summaries.iter().filter(|summary| summary.kind.is_drain());
     for summary in drains.filter(|summary| summary.connections == results.usual.connections) {
         let name = format!("{}, {}", summary.kind.name(), summary.cell.set);
         let Some(at) = positions.iter().position(|window| *window == summary.window) else { continue };
@@ -307,7 +307,7 @@ fn json(results: &Results, summaries: &[Summary]) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use super::super::rows::{Cell, DataSet};
+    use super::super::rows::{Cell, DataSet, Kind};
     use super::*;
 
     fn rows() -> Vec<Row> {

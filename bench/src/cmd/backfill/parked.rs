@@ -9,12 +9,11 @@
 
 use std::time::Duration;
 
-use ringbase::client::{DcpClient, DcpOptions};
+use ringbase::client::{Connection, DcpClient, DcpOptions};
 use ringbase::protocol::dcp::StreamRequest;
-use ringbase_storage::types::{Seqno, VbId};
 use serde::Serialize;
 
-use super::connect;
+use super::Source;
 use super::drain::{DrainPlan, drain};
 use super::rows::Kind;
 use crate::error::BenchError;
@@ -59,17 +58,13 @@ fn memory(node: &NodeProcess, control: &mut Control) -> Result<i64, BenchError> 
 
 /// # Errors
 /// The node or the client, or a stream does not stand.
-pub(super) fn measure(
-    kind: Kind,
-    node: &NodeProcess,
-    streams: &[(VbId, Seqno)],
-    count: u32,
-) -> Result<Parked, BenchError> {
+pub(super) fn measure(kind: Kind, source: &Source<'_>, count: u32) -> Result<Parked, BenchError> {
+    let Source { node, connect, streams, .. } = source;
     let count = count as usize;
     eprintln!("{count} streams that stand still, {}", kind.name());
-    let mut control = node.connect()?;
+    let mut control = Control::open(connect)?;
     let plan =
-        DrainPlan { connect: node.connect_options(), streams, connections: CONNECTIONS, buffer_bytes: 0 };
+        DrainPlan { connect: connect.clone(), streams, connections: CONNECTIONS, buffer_bytes: 0 };
     drain(&plan)?;
     let idle_bytes = memory(node, &mut control)?;
     let connections = CONNECTIONS.max(count.div_ceil(streams.len().max(1)));
@@ -81,7 +76,7 @@ pub(super) fn measure(
             noop_interval: None,
             ..DcpOptions::named(format!("ringbench:parked:{number}"))
         };
-        let mut client = DcpClient::open(connect(node)?, &options)?;
+        let mut client = DcpClient::open(Connection::open(connect)?, &options)?;
         let share = count / connections + usize::from(number < count % connections);
         for at in 0..share {
             // Connections begin at different vbuckets, so that every vbucket has some.

@@ -47,6 +47,8 @@ pub(super) enum Kind {
     Resident,
     /// From disk, nothing in the block cache, node just started.
     Cold,
+    /// From disk, after a drain of the same documents.
+    Warm,
     /// The same client with a plain writer of ready frames instead of the node.
     PlainWriter,
     /// A reader that looks at nothing, with the same writer.
@@ -61,16 +63,22 @@ impl Kind {
         match self {
             Kind::Resident => "resident",
             Kind::Cold => "cold",
+            Kind::Warm => "warm",
             Kind::PlainWriter => "ceiling: plain writer",
             Kind::Loopback => "ceiling: loopback",
             Kind::Device => "ceiling: device",
         }
     }
 
+    /// Whether it is a node that is drained.
+    pub(super) fn is_drain(self) -> bool {
+        matches!(self, Kind::Resident | Kind::Cold | Kind::Warm)
+    }
+
     /// What it cannot be faster than.
     fn ceilings(self) -> &'static [Kind] {
         match self {
-            Kind::Resident => &[Kind::Loopback],
+            Kind::Resident | Kind::Warm => &[Kind::Loopback],
             Kind::Cold => &[Kind::Loopback, Kind::Device],
             Kind::PlainWriter | Kind::Loopback | Kind::Device => &[],
         }
@@ -206,8 +214,7 @@ fn summary(rows: &[Row], kind: Kind, cell: Cell, group: &[&Row]) -> Summary {
         ceilings.reduce(f64::min).map(|ceiling| row.megabytes_per_second() / ceiling)
     });
     let plain_shares = group.iter().filter_map(|row| {
-        let has_peer = matches!(kind, Kind::Resident | Kind::Cold);
-        let plain = rate_of(rows, row, Kind::PlainWriter).filter(|_| has_peer)?;
+        let plain = rate_of(rows, row, Kind::PlainWriter).filter(|_| kind.is_drain())?;
         Some(row.megabytes_per_second() / plain)
     });
     let spent_sum: f64 = group.iter().flat_map(|row| row.spent_seconds).sum();

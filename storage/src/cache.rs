@@ -14,11 +14,12 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
+use std::ops::Deref;
 use std::rc::Rc;
 
 use crate::format::key_block::KeyPart;
 use crate::format::seqlog_block::SeqlogBlock;
-use crate::io::DmaBuffer;
+use crate::slab::Array;
 
 /// What a cached block is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,13 +32,34 @@ pub enum Shape {
     Seqlog(SeqlogBlock),
 }
 
+/// The bytes of a block, in memory where they can stay: not in the scarce memory that the device reads into.
+#[derive(Debug)]
+pub struct BlockBytes(Array<u8>);
+
+impl BlockBytes {
+    /// A copy.
+    #[must_use]
+    pub fn copy_of(bytes: &[u8]) -> BlockBytes {
+        BlockBytes(Array::copy_of(bytes))
+    }
+}
+
+impl Deref for BlockBytes {
+    type Target = [u8];
+
+    #[inline]
+    fn deref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
 /// A verified block with its shape.
 #[derive(Debug)]
 pub struct Block {
     /// The run or segment it belongs to.
     pub object: u64,
     /// The bytes, header included.
-    pub bytes: DmaBuffer,
+    pub bytes: BlockBytes,
     /// How to read them.
     pub shape: Shape,
 }
@@ -194,7 +216,7 @@ mod tests {
     use crate::io::BLOCK_BYTES;
 
     fn block(object: u64) -> Block {
-        Block { object, bytes: DmaBuffer::zeroed(BLOCK_BYTES), shape: Shape::Metas }
+        Block { object, bytes: BlockBytes::copy_of(&[0; BLOCK_BYTES]), shape: Shape::Metas }
     }
 
     #[test]
@@ -228,7 +250,8 @@ mod tests {
     fn a_block_larger_than_the_cache_is_handed_through() {
         let cache = BlockCache::new(BLOCK_BYTES);
         cache.insert((1, 1), block(9), Admission::Evict);
-        let large = Block { object: 9, bytes: DmaBuffer::zeroed(2 * BLOCK_BYTES), shape: Shape::Metas };
+        let large =
+            Block { object: 9, bytes: BlockBytes::copy_of(&[0; 2 * BLOCK_BYTES]), shape: Shape::Metas };
         assert_eq!(cache.insert((1, 2), large, Admission::Evict).bytes.len(), 2 * BLOCK_BYTES);
         assert!(cache.get((1, 1), 9).is_some());
     }

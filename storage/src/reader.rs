@@ -5,16 +5,22 @@
 //!
 //! Does not know: what is searched.
 
+use std::cell::RefCell;
 use std::io;
 use std::rc::Rc;
+use std::task::Poll;
 
-use crate::cache::{Admission, Block, Shape};
+use crate::cache::{Admission, Block, BlockBytes, Shape};
+use crate::env::LocalFuture;
 use crate::extent::Space;
 use crate::format::FormatError;
 use crate::format::block::{BlockIdentity, BlockType, open_block};
 use crate::format::key_block::KeyPart;
 use crate::format::seqlog_block::SeqlogBlock;
 use crate::io::{BLOCK_BYTES, DmaBuffer};
+
+/// Bytes of a read of several blocks at most.
+pub const LONG_READ_BYTES_MAX: usize = 128 << 10;
 
 /// Why a block could not be read. Says which and where.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -71,18 +77,92 @@ pub enum Reading {
     /// The cache had it.
     Hit(Rc<Block>),
     /// The device is at it.
-    Device(crate::env::LocalFuture<'static, io::Result<DmaBuffer>>),
+    Device(LocalFuture<'static, io::Result<DmaBuffer>>),
+    /// The device is at a longer read, of which this many bytes come before the block.
+    Part(Rc<LongRead>, usize),
+}
+
+/// One read of several blocks, each of which waits for it.
+pub struct LongRead(RefCell<LongState>);
+
+enum LongState {
+    UnderWay(LocalFuture<'static, io::Result<DmaBuffer>>),
+    Done(Rc<DmaBuffer>),
+    Failed,
+}
+
+impl LongRead {
+    /// What was read; `None` if the read failed, for one block or another.
+    async fn bytes(&self) -> Option<Rc<DmaBuffer>> {
+        std::future::poll_fn(|context| {
+            let state = &mut *self.0.borrow_mut();
+            if let LongState::UnderWay(read) = state {
+                *state = match std::task::ready!(read.as_mut().poll(context)) {
+                    Ok(bytes) => LongState::Done(Rc::new(bytes)),
+                    Err(_) => LongState::Failed,
+                };
+            }
+            Poll::Ready(match state {
+                LongState::Done(bytes) => Some(bytes.clone()),
+                LongState::UnderWay(_) | LongState::Failed => None,
+            })
+        })
+        .await
+    }
 }
 
 /// Starts reading a block; [`finish`] waits for it.
 pub fn start(space: &Space, at: &BlockAt) -> Reading {
-    if let Some(block) = space.cache().get((space.file(), at.place), at.identity.object) {
-        return Reading::Hit(block);
+    match space.cache().get((space.file(), at.place), at.identity.object) {
+        Some(block) => Reading::Hit(block),
+        None => Reading::Device(start_device(space, at.place, at.blocks)),
     }
-    Reading::Device(space.device().read(at.place * BLOCK_BYTES as u64, at.blocks as usize * BLOCK_BYTES))
 }
 
-/// Waits for a block, verifies it, and offers it to the cache.
+/// Starts reading blocks, those that are neighbours on the device with one read of up to [`LONG_READ_BYTES_MAX`]. Gives a reading for each, in
+/// order; they are finished one after the other, by one task.
+pub fn start_together<'a>(
+    space: &Space,
+    blocks: impl Iterator<Item = &'a BlockAt>,
+    mut give: impl FnMut(Reading),
+) {
+    let mut group: Vec<BlockAt> = Vec::new();
+    let close = |group: &mut Vec<BlockAt>, give: &mut dyn FnMut(Reading)| {
+        let Some(first) = group.first() else { return };
+        let count = group.iter().map(|at| at.blocks).sum();
+        let read = start_device(space, first.place, count);
+        if group.len() == 1 {
+            give(Reading::Device(read));
+        } else {
+            let (long, start) = (Rc::new(LongRead(RefCell::new(LongState::UnderWay(read)))), first.place);
+            for at in group.iter() {
+                give(Reading::Part(long.clone(), (at.place - start) as usize * BLOCK_BYTES));
+            }
+        }
+        group.clear();
+    };
+    for at in blocks {
+        if let Some(block) = space.cache().get((space.file(), at.place), at.identity.object) {
+            close(&mut group, &mut give);
+            give(Reading::Hit(block));
+            continue;
+        }
+        let total: u32 = group.iter().map(|at| at.blocks).sum();
+        let is_neighbour = group.last().is_some_and(|last| last.place + u64::from(last.blocks) == at.place);
+        if !is_neighbour || (total + at.blocks) as usize * BLOCK_BYTES > LONG_READ_BYTES_MAX {
+            close(&mut group, &mut give);
+        }
+        group.push(*at);
+    }
+    close(&mut group, &mut give);
+}
+
+fn start_device(space: &Space, place: u64, blocks: u32) -> LocalFuture<'static, io::Result<DmaBuffer>> {
+    space.device().read(place * BLOCK_BYTES as u64, blocks as usize * BLOCK_BYTES)
+}
+
+/// Waits for a block, verifies it, and offers it to the cache. A longer read that failed is repeated for this block alone, so that only the block
+/// fails that cannot be read.
 ///
 /// # Errors
 /// `Io`, `Damaged`.
@@ -95,20 +175,32 @@ pub async fn finish(
     let device = match reading {
         Reading::Hit(block) => return Ok(block),
         Reading::Device(device) => device,
+        Reading::Part(long, start) => match long.bytes().await {
+            Some(bytes) => {
+                let end = start + at.blocks as usize * BLOCK_BYTES;
+                return take(space, at, &bytes[start..end], admission);
+            }
+            None => start_device(space, at.place, at.blocks),
+        },
     };
     let bytes = device.await.map_err(|source| io_error(space, at, source))?;
+    take(space, at, &bytes, admission)
+}
+
+/// Verifies a block and offers it to the cache.
+fn take(space: &Space, at: &BlockAt, bytes: &[u8], admission: Admission) -> Result<Rc<Block>, ReadError> {
     let damaged = |source| damaged(space, at.place, source);
     let shape = match at.identity.kind {
-        BlockType::Keys => Shape::Keys(KeyPart::open(&at.identity, at.place, &bytes).map_err(damaged)?),
+        BlockType::Keys => Shape::Keys(KeyPart::open(&at.identity, at.place, bytes).map_err(damaged)?),
         BlockType::Seqlog => {
-            Shape::Seqlog(SeqlogBlock::open(&at.identity, at.place, &bytes).map_err(damaged)?)
+            Shape::Seqlog(SeqlogBlock::open(&at.identity, at.place, bytes).map_err(damaged)?)
         }
         _ => {
-            open_block(&at.identity, at.place, &bytes).map_err(damaged)?;
+            open_block(&at.identity, at.place, bytes).map_err(damaged)?;
             Shape::Metas
         }
     };
-    let block = Block { object: at.identity.object, bytes: bytes.into_owned(), shape };
+    let block = Block { object: at.identity.object, bytes: BlockBytes::copy_of(bytes), shape };
     Ok(space.cache().insert((space.file(), at.place), block, admission))
 }
 
@@ -128,8 +220,7 @@ pub async fn read_uncached(
     space: &Space,
     at: &BlockAt,
 ) -> Result<(DmaBuffer, std::ops::Range<usize>), ReadError> {
-    let offset = at.place * BLOCK_BYTES as u64;
-    let bytes = space.device().read(offset, at.blocks as usize * BLOCK_BYTES).await;
+    let bytes = start_device(space, at.place, at.blocks).await;
     let bytes = bytes.map_err(|source| io_error(space, at, source))?;
     let header =
         open_block(&at.identity, at.place, &bytes).map_err(|source| damaged(space, at.place, source))?;

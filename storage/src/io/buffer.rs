@@ -2,7 +2,7 @@
 //!
 //! A [`DmaBuffer`] is either memory of its own, or a lease on a part of an arena, the pool of a ring that the
 //! kernel may have registered. The holder cannot tell and need not; a lease goes back when it is dropped. Leases are
-//! scarce, so what is kept for long (a cache) belongs in memory of its own: [`DmaBuffer::into_owned`].
+//! scarce, so what is kept for long (a cache) is copied.
 //!
 //! Invariants
 //! - Address and length are multiples of [`BLOCK_BYTES`]; a buffer handed out for writing is all zero.
@@ -60,17 +60,6 @@ impl DmaBuffer {
             Memory::Owned(blocks) => blocks.truncate(len / BLOCK_BYTES),
             Memory::Leased(lease) => lease.len = lease.len.min(len),
         }
-    }
-
-    /// The same bytes in memory of their own; copies them if they are on lease.
-    #[must_use]
-    pub fn into_owned(self) -> DmaBuffer {
-        if let Memory::Owned(_) = self.memory {
-            return self;
-        }
-        let mut owned = DmaBuffer::zeroed(self.len());
-        owned.copy_from_slice(&self);
-        owned
     }
 
     /// Whether the bytes are on lease from this arena.
@@ -287,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn lease_keeps_its_arena_and_can_be_cut_and_made_owned() {
+    fn lease_keeps_its_arena_and_can_be_cut() {
         let arena = Arena::new(LEASE_BYTES_MAX);
         let mut buffer = arena.lease(8192).unwrap();
         buffer.fill(9);
@@ -296,8 +285,7 @@ mod tests {
         let witness = Rc::downgrade(&arena);
         drop(arena);
         assert_eq!(*buffer, [9; 4096]);
-        let owned = buffer.into_owned();
-        assert_eq!(*owned, [9; 4096]);
+        drop(buffer);
         assert!(witness.upgrade().is_none());
     }
 

@@ -45,7 +45,7 @@ pub trait Device {
     fn len_bytes(&self) -> u64;
 
     /// A zeroed buffer for this device: `len` bytes, a multiple of [`BLOCK_BYTES`]; registered memory if some is free.
-    /// That is scarce: keep what lives long as [`DmaBuffer::into_owned`].
+    /// That is scarce: copy what lives long.
     fn buffer(&self, len: usize) -> DmaBuffer;
 
     /// Reads exactly `len` bytes at `offset`. Short reads and interruptions are retried inside.

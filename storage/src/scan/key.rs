@@ -17,7 +17,7 @@ use super::merge::{CopyBounds, Merge, Stretch};
 use crate::cache::{Admission, Block};
 use crate::format::key_block::{KeyPart, put_leb128};
 use crate::item::Item;
-use crate::reader::{BlockAt, ReadError, Reading, damaged, finish, start};
+use crate::reader::{BlockAt, ReadError, Reading, damaged, finish, start_together};
 use crate::run::key_part;
 use crate::seqlog::{segment_of, seqlog_block};
 use crate::types::{ItemMeta, Seqno};
@@ -597,9 +597,9 @@ impl KeyScan {
             }
         }
         let space = self.view.store().core().space().clone();
-        let readings: Vec<(Seqno, BlockAt, Reading)> =
-            places.into_values().map(|(first, at)| (first, at, start(&space, &at))).collect();
-        for (first, at, reading) in readings {
+        let mut readings: Vec<Reading> = Vec::with_capacity(places.len());
+        start_together(&space, places.values().map(|(_, at)| at), |reading| readings.push(reading));
+        for ((first, at), reading) in places.into_values().zip(readings) {
             let block = finish(&space, &at, reading, Admission::FreeRoom).await?;
             self.blocks.insert(first.0, block);
         }

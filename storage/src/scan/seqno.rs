@@ -16,15 +16,16 @@ use std::rc::Rc;
 
 use crate::cache::Admission;
 use crate::format::index::SeqlogFence;
+use crate::io::BLOCK_BYTES;
 use crate::item::Item;
-use crate::reader::{BlockAt, ReadError, Reading, damaged, finish, start};
+use crate::reader::{BlockAt, LONG_READ_BYTES_MAX, ReadError, Reading, damaged, finish, start_together};
 use crate::seqlist::{BatchLimits, Progress};
 use crate::seqlog::{Segment, seqlog_block};
 use crate::types::{ItemMeta, Seqno};
 use crate::vbstore::{Parts, ReadView, SeqnoReading, VbStore, ViewError};
 
-/// Seqlog blocks read ahead.
-const BLOCKS_AHEAD: usize = 16;
+/// Bytes of seqlog blocks read ahead; the last block may exceed it.
+const AHEAD_BYTES: usize = 512 << 10;
 
 /// A document as the scan shows it.
 #[derive(Debug, Clone, Copy)]
@@ -197,13 +198,25 @@ impl SeqnoScan {
         }
     }
 
+    /// Starts reads when there is room for a long one, so that neighbours are read together.
     fn read_ahead(&mut self) {
-        while self.ahead.len() < BLOCKS_AHEAD {
-            let Some((segment, fence)) = self.next_fence() else { return };
-            let at = segment.block_at(&fence);
-            let reading = start(self.view.store().core().space(), &at);
-            self.ahead.push_back(Ahead { segment, fence, at, reading });
+        let bytes = |at: &BlockAt| at.blocks as usize * BLOCK_BYTES;
+        let mut ahead_bytes: usize = self.ahead.iter().map(|ahead| bytes(&ahead.at)).sum();
+        if ahead_bytes + LONG_READ_BYTES_MAX > AHEAD_BYTES && !self.ahead.is_empty() {
+            return;
         }
+        let mut next = Vec::new();
+        while ahead_bytes < AHEAD_BYTES {
+            let Some((segment, fence)) = self.next_fence() else { break };
+            let at = segment.block_at(&fence);
+            ahead_bytes += bytes(&at);
+            next.push((segment, fence, at));
+        }
+        let mut readings = Vec::with_capacity(next.len());
+        let space = self.view.store().core().space();
+        start_together(space, next.iter().map(|(_, _, at)| at), |reading| readings.push(reading));
+        let ahead = next.into_iter().zip(readings);
+        self.ahead.extend(ahead.map(|((segment, fence, at), reading)| Ahead { segment, fence, at, reading }));
     }
 
     /// Shows records to `visit` until it says stop (after the one it was shown) or the end; false at the end.

@@ -29,15 +29,10 @@ impl<T> Array<T> {
     /// # Panics
     /// If it does not.
     pub(crate) fn collect(elements: impl ExactSizeIterator<Item = T>) -> Array<T> {
-        const { assert!(size_of::<T>() > 0) };
         let len = elements.len();
-        if len == 0 {
+        let Some(first) = Self::room(len) else {
             return Array { first: NonNull::dangling(), len };
-        }
-        let layout = Self::layout(len);
-        // SAFETY: the size is not zero.
-        let first = unsafe { take(layout) }.cast::<T>();
-        let Some(first) = NonNull::new(first) else { handle_alloc_error(layout) };
+        };
         let mut written = 0;
         for element in elements.take(len) {
             // SAFETY: the memory has room for `len` elements.
@@ -48,6 +43,32 @@ impl<T> Array<T> {
         }
         assert_eq!(written, len, "an iterator knows its length");
         Array { first, len }
+    }
+
+    /// A copy of `elements`.
+    pub(crate) fn copy_of(elements: &[T]) -> Array<T>
+    where
+        T: Copy,
+    {
+        let len = elements.len();
+        let Some(first) = Self::room(len) else {
+            return Array { first: NonNull::dangling(), len };
+        };
+        // SAFETY: new memory with room for `len` elements, which may be copied bit by bit.
+        unsafe { first.copy_from_nonoverlapping(NonNull::from(elements).cast(), len) };
+        Array { first, len }
+    }
+
+    /// New memory for `len` elements; `None` if that is no memory at all.
+    fn room(len: usize) -> Option<NonNull<T>> {
+        const { assert!(size_of::<T>() > 0) };
+        if len == 0 {
+            return None;
+        }
+        let layout = Self::layout(len);
+        // SAFETY: the size is not zero.
+        let first = unsafe { take(layout) }.cast::<T>();
+        Some(NonNull::new(first).unwrap_or_else(|| handle_alloc_error(layout)))
     }
 
     /// The place of its elements, which stay until they come back by [`Array::from_raw`].
@@ -108,6 +129,16 @@ mod tests {
             assert_eq!(Rc::strong_count(&counted), len + 1);
             drop(array);
             assert_eq!(Rc::strong_count(&counted), 1);
+        }
+    }
+
+    #[test]
+    fn a_copy_has_the_same_elements_in_memory_of_its_own() {
+        for len in [0, 1, 4096, 16 << 10, 100_000] {
+            let mut elements: Vec<u32> = (0..len).collect();
+            let copy = Array::copy_of(&elements);
+            elements.fill(7);
+            assert!(copy.iter().copied().eq(0..len), "{len}");
         }
     }
 }

@@ -16,6 +16,7 @@ mod fuzz_corpus;
 mod image_bytes;
 mod inspect;
 mod interleaved_runs;
+mod long_reads;
 mod range_reads;
 mod real_ring;
 mod ring;

@@ -1,0 +1,112 @@
+//! Blocks that are neighbours on the device are read together, and fail alone.
+
+use std::rc::Rc;
+
+use ringbase_storage::cache::BlockCache;
+use ringbase_storage::env::Env;
+use ringbase_storage::env::sim::SimExecutor;
+use ringbase_storage::format::manifest_record::BucketDesc;
+use ringbase_storage::format::superblock::Geometry;
+use ringbase_storage::io::BLOCK_BYTES;
+use ringbase_storage::io::sim::{Fault, Injection, SimDisk};
+use ringbase_storage::reader::{LONG_READ_BYTES_MAX, ReadError};
+use ringbase_storage::scan::SeqnoScan;
+use ringbase_storage::shard::{FormatOptions, Shard, ShardOptions, format};
+use ringbase_storage::types::{Seqno, ShardId, VbId};
+use ringbase_storage::vbstore::VbStore;
+
+use crate::changes::write;
+use crate::world::{BUCKET, OPTIONS, VBUCKETS};
+
+const DOCUMENTS: u64 = 40;
+
+/// Room for all of them, so that they are flushed together.
+const LARGE: ShardOptions = ShardOptions {
+    resident_bytes_max: 4 << 20,
+    memtable_bytes_max: 4 << 20,
+    flush_bytes: 4 << 20,
+    ..OPTIONS
+};
+
+async fn open(env: &Env, disk: &SimDisk) -> Shard {
+    let cache = BlockCache::new(16 << 20);
+    Shard::open(env.clone(), disk.open("wal"), disk.open("data"), cache, LARGE).await.unwrap().0
+}
+
+/// A vbucket of [`DOCUMENTS`] flushed documents of one block each, nothing of which is in memory.
+fn flushed(run: impl AsyncFnOnce(&SimDisk, &Rc<VbStore>)) {
+    let (sim, disk) = (SimExecutor::new(3), SimDisk::new(3));
+    disk.attach(&sim);
+    let env = sim.env();
+    sim.block_on(async {
+        let geometry = Geometry {
+            shard: ShardId(0),
+            shard_count: 1,
+            vbucket_count: VBUCKETS,
+            wal_segments: 4,
+            wal_segment_bytes: 1 << 20,
+        };
+        let options = FormatOptions { geometry, grow_bytes: LARGE.grow_bytes };
+        format(&env, &disk.open("wal"), &disk.open("data"), options).await.unwrap();
+        let shard = open(&env, &disk).await;
+        let bucket = BucketDesc { id: BUCKET, uuid: 7, name: "default".into(), config: String::new() };
+        shard.create_bucket(bucket).await.unwrap();
+        let store = shard.vbucket(BUCKET, VbId(1)).unwrap();
+        for number in 0..DOCUMENTS {
+            write(&store, format!("\0key{number:02}").as_bytes(), &[number as u8 + 1; 15_000]).await.unwrap();
+        }
+        shard.flush().await.unwrap();
+        shard.close().await.unwrap();
+        drop(store);
+        shard.detach();
+        let shard = open(&env, &disk).await;
+        let store = shard.vbucket(BUCKET, VbId(1)).unwrap();
+        run(&disk, &store).await;
+        drop(store);
+        shard.detach();
+    });
+}
+
+/// Seqnos shown, and how the scan ended.
+async fn scan(store: &VbStore) -> (Vec<u64>, Result<bool, ReadError>) {
+    let mut scan = SeqnoScan::new(store.open_view().await.unwrap(), Seqno(1));
+    let mut shown = Vec::new();
+    let ended = scan.run(|record| {
+        shown.push(record.meta.seqno.0);
+        true
+    });
+    let ended = ended.await;
+    (shown, ended)
+}
+
+#[test]
+fn neighbours_are_read_together() {
+    flushed(async |disk, store| {
+        let before = disk.stats();
+        let (shown, ended) = scan(store).await;
+        assert!(!ended.unwrap() && shown.into_iter().eq(1..=DOCUMENTS));
+        let (reads, bytes) = (disk.stats().reads - before.reads, disk.stats().bytes_read - before.bytes_read);
+        assert_eq!(bytes, DOCUMENTS * 4 * BLOCK_BYTES as u64, "every block once");
+        assert!(
+            reads <= 1 + 2 * bytes.div_ceil(LONG_READ_BYTES_MAX as u64),
+            "{reads} reads of {bytes} bytes"
+        );
+    });
+}
+
+/// T3.16: what lies in front of the bad block comes, in order, though it was read together with it.
+#[test]
+fn a_bad_block_fails_alone_though_it_was_read_with_its_neighbours() {
+    flushed(async |disk, store| {
+        let image = disk.image("data");
+        for bad in [1_u8, 5, 6, 30, 40] {
+            let document = image.windows(64).position(|bytes| bytes == [bad; 64]).unwrap() as u64;
+            let sector = document..document + 1;
+            disk.inject(Injection::next(Fault::ReadError).on("data").at(sector).sticky());
+            let (shown, ended) = scan(store).await;
+            disk.clear_faults();
+            assert!(matches!(ended, Err(ReadError::Io { .. })), "{bad}: {ended:?}");
+            assert!(shown.iter().copied().eq(1..u64::from(bad)), "{bad}: {shown:?}");
+        }
+    });
+}

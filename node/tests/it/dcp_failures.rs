@@ -36,10 +36,8 @@ fn only_failure(client: &Client) -> ReadFailure {
     failures[0].clone()
 }
 
-/// Damages every block of the seqlog from [`DAMAGED_FROM`] on.
-fn damage(rig: &Rig, damage: Damage) {
-    rig.settle();
-    let mut image = rig.disk.image("data");
+/// Every block of the seqlog from [`DAMAGED_FROM`] on: its place in the data file, in bytes, and its bytes.
+fn late_blocks(image: &[u8]) -> Vec<(usize, Vec<u8>)> {
     let mut blocks = Vec::new();
     for place in 0..image.len() / BLOCK_BYTES {
         let bytes = &image[place * BLOCK_BYTES..];
@@ -51,6 +49,23 @@ fn damage(rig: &Rig, damage: Damage) {
             blocks.push((place * BLOCK_BYTES, bytes[..len].to_vec()));
         }
     }
+    blocks
+}
+
+/// Lets every read of one block in the middle fail.
+pub(crate) fn spoil_one(rig: &Rig, fault: Fault) {
+    rig.settle();
+    let blocks = late_blocks(&rig.disk.image("data"));
+    let (place, bytes) = &blocks[blocks.len() / 2];
+    let place = *place as u64..(place + bytes.len()) as u64;
+    rig.disk.inject(Injection::next(fault).on("data").at(place).sticky());
+}
+
+/// Damages every block of the seqlog from [`DAMAGED_FROM`] on.
+fn damage(rig: &Rig, damage: Damage) {
+    rig.settle();
+    let mut image = rig.disk.image("data");
+    let blocks = late_blocks(&image);
     assert!(blocks.len() > 10, "{} blocks", blocks.len());
     for (index, (offset, bytes)) in blocks.iter().enumerate() {
         let place = *offset..*offset + bytes.len();
@@ -73,9 +88,10 @@ fn check_failed_read(fault: Fault, cause: FailureCause) {
     let rig = Rig::new(21);
     rig.load_large(COUNT as usize);
     let mut client = Client::of(&rig, 64 << 20);
-    rig.disk.inject(Injection::nth(fault, 6).on("data"));
+    spoil_one(&rig, fault);
     client.open(&rig, 1, TO_LATEST);
     client.take_all(&rig);
+    rig.disk.clear_faults();
     client.open(&rig, 2, TO_LATEST);
     client.take_all(&rig);
     let sent = &client.sent[&ONE];

@@ -22,6 +22,7 @@ use ringbase_storage::io::sim::{Fault, Injection};
 use ringbase_storage::types::{Seqno, VbId};
 use tracing_subscriber::layer::SubscriberExt;
 
+use crate::dcp_failures::spoil_one;
 use crate::range_scan::rig::{AT, BUCKET, CLIENT, Rig};
 use crate::recorded::{Fields, Recorded, run_alone};
 
@@ -340,18 +341,19 @@ fn recorded_alone() {
 fn a_failed_backfill_is_counted_once_and_the_next_one_succeeds() {
     for fault in [Fault::ReadError, Fault::BitFlip] {
         let rig = Rig::new(11);
-        rig.load_large(500);
+        rig.load_large(1_000);
         let mut client = Client::of(&rig, 64 << 20);
-        rig.disk.inject(Injection::next(fault).on("data"));
+        spoil_one(&rig, fault);
         client.open(&rig, 1, TO_LATEST);
         client.take_all(&rig);
+        rig.disk.clear_faults();
         let failed = client.streams.metrics().read_failures.get();
         assert_eq!((client.sent[&StreamNumber(1)].end, failed), (Some(StreamEndStatus::BackfillFail), 1));
         assert_eq!((rig.views(), client.streams.buffer_bytes()), (0, 0));
         client.open(&rig, 2, TO_LATEST);
         client.take_all(&rig);
         assert_eq!(client.sent[&StreamNumber(2)].end, Some(StreamEndStatus::Ok));
-        assert_eq!(client.sent[&StreamNumber(2)].seqnos.len(), 500);
+        assert_eq!(client.sent[&StreamNumber(2)].seqnos.len(), 1_000);
     }
 }
 

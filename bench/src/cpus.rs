@@ -1,4 +1,4 @@
-//! CPUs: which this process may use, and threads bound to some of them.
+//! CPUs: which this process may use, threads bound to some of them, and threads that give way.
 //!
 //! A child process inherits the CPUs of the thread that starts it, so a server is bound by being started on a bound thread.
 //!
@@ -6,7 +6,8 @@
 
 use std::io;
 
-use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+use rustix::process::setpriority_process;
+use rustix::thread::{CpuSet, gettid, sched_getaffinity, sched_setaffinity};
 
 use crate::error::BenchError;
 
@@ -42,6 +43,26 @@ pub(crate) fn on<T: Send>(cpus: &[usize], body: impl FnOnce() -> T + Send) -> Re
         thread.join().expect("a bound thread does not panic")
     });
     bound.map_err(BenchError::system("bind a thread to its CPUs"))
+}
+
+/// Gives the calling thread, and those it will make, the lowest priority.
+///
+/// # Errors
+/// The system refuses.
+pub(crate) fn yield_to_others() -> Result<(), BenchError> {
+    set_nice(19)
+        .map_err(|errno| BenchError::System { what: "lower the priority of a thread", source: errno.into() })
+}
+
+/// Gives the calling thread the highest priority, so that it runs as soon as it is woken. Says whether the system lets it, which takes the
+/// right to (root, or CAP_SYS_NICE).
+pub(crate) fn precede_others() -> bool {
+    set_nice(-20).is_ok()
+}
+
+fn set_nice(nice: i32) -> rustix::io::Result<()> {
+    // Linux takes a thread's number here, and sets the priority of that thread alone.
+    setpriority_process(Some(gettid()), nice)
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use hdrhistogram::Histogram;
 use ringbase::client::{ConnectOptions, Connection};
 use ringbase::protocol::{Opcode, Request, vbucket_of};
 
+use crate::cpus;
 use crate::error::BenchError;
 use crate::recorder;
 
@@ -63,6 +64,8 @@ fn measure(
     stop: &AtomicBool,
     latencies: &mut Latencies,
 ) -> Result<(), BenchError> {
+    // Without the right to it the latencies contain what the system lets this thread wait for a CPU.
+    cpus::precede_others();
     let mut opened = Vec::new();
     for _ in 0..connections.max(1) {
         opened.push(Connection::open(connect)?);

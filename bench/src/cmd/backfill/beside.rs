@@ -1,5 +1,8 @@
 //! Small requests beside backfills: their latency on an idle node and while eight backfills run.
 //!
+//! The clients of the backfills run with the lowest priority: where they share CPUs with the node, it is the node that is to be measured, and not
+//! how long the system lets a small request's client wait behind them.
+//!
 //! Does not know: windows, other numbers of backfills.
 
 use std::time::{Duration, Instant};
@@ -8,6 +11,7 @@ use super::Source;
 use super::drain::{DrainPlan, drain};
 use super::rows::Kind;
 use crate::cmd::some_keys;
+use crate::cpus;
 use crate::error::BenchError;
 use crate::latency::{self, Latencies};
 
@@ -52,19 +56,30 @@ pub(super) fn measure(kind: Kind, source: &Source<'_>, is_quick: bool) -> Result
     latency::beside(connect, CONNECTIONS, &keys, rest)?;
     let idle = latency::beside(connect, CONNECTIONS, &keys, rest)?;
     let mut backfills = 0;
-    let busy = latency::beside(connect, CONNECTIONS, &keys, || {
-        let started = Instant::now();
-        while started.elapsed() < duration {
-            let plan = DrainPlan {
-                connect: connect.clone(),
-                streams,
-                connections: BACKFILLS,
-                buffer_bytes: WINDOW_BYTES,
-            };
-            drain(&plan)?;
-            backfills += streams.len() as u64;
-        }
+    let mut drain_once = || -> Result<(), BenchError> {
+        let plan = DrainPlan {
+            connect: connect.clone(),
+            streams,
+            connections: BACKFILLS,
+            buffer_bytes: WINDOW_BYTES,
+        };
+        drain(&plan)?;
+        backfills += streams.len() as u64;
         Ok(())
+    };
+    let busy = latency::beside(connect, CONNECTIONS, &keys, || {
+        std::thread::scope(|scope| {
+            let draining = scope.spawn(|| {
+                // Threads made by this one are as patient.
+                cpus::yield_to_others()?;
+                let started = Instant::now();
+                while started.elapsed() < duration {
+                    drain_once()?;
+                }
+                Ok(())
+            });
+            draining.join().expect("the draining thread does not panic")
+        })
     })?;
     Ok(Beside { kind, idle, busy, backfills })
 }

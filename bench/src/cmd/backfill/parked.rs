@@ -63,8 +63,7 @@ pub(super) fn measure(kind: Kind, source: &Source<'_>, count: u32) -> Result<Par
     let count = count as usize;
     eprintln!("{count} streams that stand still, {}", kind.name());
     let mut control = Control::open(connect)?;
-    let plan =
-        DrainPlan { connect: connect.clone(), streams, connections: CONNECTIONS, buffer_bytes: 0 };
+    let plan = DrainPlan { connect: connect.clone(), streams, connections: CONNECTIONS, buffer_bytes: 0 };
     drain(&plan)?;
     let idle_bytes = memory(node, &mut control)?;
     let connections = CONNECTIONS.max(count.div_ceil(streams.len().max(1)));

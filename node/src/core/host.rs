@@ -69,6 +69,14 @@ pub async fn relax() {
     }
 }
 
+/// Gives way, if long work has had the core for a while: small requests come first. For tasks that go on for milliseconds.
+pub async fn give_way() {
+    let reactor = reactor::current();
+    if reactor.wants_way() {
+        reactor.give_way().await;
+    }
+}
+
 /// What a panic said, for a log line.
 #[must_use]
 pub fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
@@ -142,11 +150,12 @@ impl Spawn for CoreSpawn {
     }
 
     fn yield_now(&self) -> LocalFuture<'static, ()> {
-        Box::pin(yield_now())
+        let reactor = reactor::current();
+        Box::pin(async move { reactor.give_way().await })
     }
 
     fn should_yield(&self) -> bool {
-        should_yield()
+        reactor::with(|reactor| reactor.wants_way())
     }
 
     fn memory_let_go(&self) {

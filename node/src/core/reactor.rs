@@ -9,8 +9,9 @@
 //! before its scheduler has looked at any task, can put a core to sleep with tasks ready. Its rounds are made as rare as its timer can be set.
 //!
 //! Invariants
-//! - It waits only if since its last turn no task has run: then none is ready, since tasks of a core are woken by tasks of the same core or
-//!   by the reactor.
+//! - It waits only if since its last turn no task has run, and none stands in line: then none is ready, since tasks of a core are woken by
+//!   tasks of the same core or by the reactor.
+//! - Long work goes on one part at a time, after everything else that was ready.
 //! - A watched descriptor reports edges: it is ready from an event on until its user has met the end of what there was.
 //! - A bell that is rung is heard before the core waits, or it ends the wait.
 //!
@@ -35,11 +36,16 @@ use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use rustix::event::{EventfdFlags, Timespec, eventfd};
 use rustix::io::Errno;
 
+use super::line::Line;
+
 /// While tasks are ready the kernel is asked this often; a task that runs longer than that without a break delays it.
 const LOOK_EVERY: Duration = Duration::from_micros(25);
 
 /// A task that has had the core since the last look for this long should let others run.
 const TURN_MAX: Duration = Duration::from_micros(200);
+
+/// Long work that has had the core since the last look for this long should give way.
+const PART_MAX: Duration = Duration::from_micros(50);
 
 /// Events taken in one look.
 const EVENTS_MAX: usize = 256;
@@ -66,6 +72,8 @@ pub(super) struct Reactor {
     last_look: Cell<Instant>,
     stopped: Cell<bool>,
     spin: Duration,
+    /// Those with long work.
+    line: Line,
 }
 
 /// What is watched, by key.
@@ -328,6 +336,7 @@ impl Reactor {
             last_look: Cell::new(Instant::now()),
             stopped: Cell::new(false),
             spin,
+            line: Line::default(),
         });
         REACTOR.set(Some(Rc::clone(&reactor)));
         Ok(reactor)
@@ -352,6 +361,16 @@ impl Reactor {
     /// Whether the running task should let others run.
     pub(super) fn wants_turn(&self) -> bool {
         self.last_look.get().elapsed() >= TURN_MAX
+    }
+
+    /// Whether long work should give way.
+    pub(super) fn wants_way(&self) -> bool {
+        self.last_look.get().elapsed() >= PART_MAX
+    }
+
+    /// Waits until all else that is ready has run, and those with long work that have waited for longer.
+    pub(super) async fn give_way(&self) {
+        self.line.stand().await;
     }
 
     /// Tells who hears the bell; false if it was not rung.
@@ -483,11 +502,14 @@ pub(super) async fn run(reactor: Rc<Reactor>) {
         let has_rung = reactor.answer_bell();
         let is_at_rest = reactor.polls.get() == polls && !has_rung;
         polls = reactor.polls.get();
-        if is_at_rest {
+        if is_at_rest && reactor.line.is_empty() {
             reactor.wait(&mut events);
-        } else if reactor.last_look.get().elapsed() >= LOOK_EVERY {
+            continue;
+        }
+        if reactor.last_look.get().elapsed() >= LOOK_EVERY {
             reactor.look(&mut events);
         }
+        reactor.line.let_one_go();
     }
 }
 

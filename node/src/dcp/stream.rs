@@ -726,6 +726,8 @@ impl Stream {
                 turn.await
             }
         };
+        self.time.waits_for(Spent::Turn);
+        self.core.env.relax().await;
         match self.core.pool.take(PIECE_ROOM) {
             Ok((buffer, _)) => Ok(Filling { buffer, turn, items: 0 }),
             Err(_) => {

@@ -27,6 +27,9 @@ use crate::core::event::{Event, Waiters};
 use crate::core::socket::{SLICES_MAX, Socket};
 use crate::protocol::CloseReason;
 
+/// Bytes of one send, but for its first slice: what the kernel copies while others of the core wait.
+const SEND_BYTES_MAX: usize = 256 << 10;
+
 /// Names a connection for the life of the node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ConnId(pub u64);
@@ -324,12 +327,16 @@ impl Connection {
         self.wake_writer();
     }
 
-    /// Lends the next bytes to send: no slice if there are none.
+    /// Lends the next bytes to send, about [`SEND_BYTES_MAX`]: no slice if there are none.
     pub(super) fn with_slices<R>(&self, send: impl FnOnce(&[IoSlice<'_>]) -> R) -> R {
         let output = self.output.borrow();
         let mut slices = [IoSlice::new(&[]); SLICES_MAX];
-        let mut used = 0;
+        let (mut used, mut bytes) = (0, 0);
         for (place, slice) in slices.iter_mut().zip(output.slices()) {
+            if used > 0 && bytes + slice.len() > SEND_BYTES_MAX {
+                break;
+            }
+            bytes += slice.len();
             *place = slice;
             used += 1;
         }

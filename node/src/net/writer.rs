@@ -12,6 +12,8 @@ use std::io;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
+use crate::core::host;
+
 use super::connection::{CloseCause, Connection, Life};
 
 /// Writes until the connection is dead.
@@ -22,7 +24,12 @@ pub(super) async fn write_all(connection: Rc<Connection>) {
             continue;
         }
         match poll_fn(|cx| poll_send(&connection, cx)).await {
-            Ok(bytes) => connection.sent(bytes),
+            Ok(bytes) => {
+                connection.sent(bytes);
+                if connection.output().is_ready() {
+                    host::give_way().await;
+                }
+            }
             Err(error) => connection.abort(CloseCause::Socket(error)),
         }
     }

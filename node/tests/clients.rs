@@ -1,8 +1,13 @@
-//! Clients that others wrote, against a real node: the Python `couchbase` SDK and `memccapable`.
+//! Clients that others wrote, against a real node: the Python `couchbase` SDK, `memccapable`, and the DCP client `dcp-rs`.
 //!
-//! The tests themselves are the scripts in `sdk/`. A machine without one of the clients skips its test and says so;
+//! The tests of the first two are the scripts in `sdk/`. A machine without one of the clients skips its test and says so;
 //! with `REQUIRE_CLIENTS=1`, as in `.ci/run`, a skip is a failure. The SDK is looked for in the Python interpreter named
 //! by `RINGBASE_SDK_PYTHON`, else in `python3`.
+
+#![allow(clippy::unwrap_used, reason = "all of this crate is tests, helpers too")]
+
+#[path = "clients/dcp.rs"]
+mod dcp;
 
 use std::env;
 use std::io::Write as _;

@@ -6,9 +6,10 @@
 //! Does not know: what is searched.
 
 use std::cell::RefCell;
+use std::future::poll_fn;
 use std::io;
 use std::rc::Rc;
-use std::task::Poll;
+use std::task::{Context, Poll, ready};
 
 use crate::cache::{Admission, Block, BlockBytes, Shape};
 use crate::env::LocalFuture;
@@ -78,6 +79,8 @@ pub enum Reading {
     Hit(Rc<Block>),
     /// The device is at it.
     Device(LocalFuture<'static, io::Result<DmaBuffer>>),
+    /// The device has answered.
+    Came(io::Result<DmaBuffer>),
     /// The device is at a longer read, of which this many bytes come before the block.
     Part(Rc<LongRead>, usize),
 }
@@ -91,23 +94,32 @@ enum LongState {
     Failed,
 }
 
+impl Reading {
+    /// Waits until the device has answered, whatever it says; [`finish`] need not wait for it then.
+    pub fn poll_answered(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        match self {
+            Reading::Hit(_) | Reading::Came(_) => {}
+            Reading::Device(device) => *self = Reading::Came(ready!(device.as_mut().poll(context))),
+            Reading::Part(long, _) => drop(ready!(long.poll_bytes(context))),
+        }
+        Poll::Ready(())
+    }
+}
+
 impl LongRead {
     /// What was read; `None` if the read failed, for one block or another.
-    async fn bytes(&self) -> Option<Rc<DmaBuffer>> {
-        std::future::poll_fn(|context| {
-            let state = &mut *self.0.borrow_mut();
-            if let LongState::UnderWay(read) = state {
-                *state = match std::task::ready!(read.as_mut().poll(context)) {
-                    Ok(bytes) => LongState::Done(Rc::new(bytes)),
-                    Err(_) => LongState::Failed,
-                };
-            }
-            Poll::Ready(match state {
-                LongState::Done(bytes) => Some(bytes.clone()),
-                LongState::UnderWay(_) | LongState::Failed => None,
-            })
+    fn poll_bytes(&self, context: &mut Context<'_>) -> Poll<Option<Rc<DmaBuffer>>> {
+        let state = &mut *self.0.borrow_mut();
+        if let LongState::UnderWay(read) = state {
+            *state = match ready!(read.as_mut().poll(context)) {
+                Ok(bytes) => LongState::Done(Rc::new(bytes)),
+                Err(_) => LongState::Failed,
+            };
+        }
+        Poll::Ready(match state {
+            LongState::Done(bytes) => Some(bytes.clone()),
+            LongState::UnderWay(_) | LongState::Failed => None,
         })
-        .await
     }
 }
 
@@ -172,18 +184,19 @@ pub async fn finish(
     reading: Reading,
     admission: Admission,
 ) -> Result<Rc<Block>, ReadError> {
-    let device = match reading {
+    let came = match reading {
         Reading::Hit(block) => return Ok(block),
-        Reading::Device(device) => device,
-        Reading::Part(long, start) => match long.bytes().await {
+        Reading::Came(came) => came,
+        Reading::Device(device) => device.await,
+        Reading::Part(long, start) => match poll_fn(|context| long.poll_bytes(context)).await {
             Some(bytes) => {
                 let end = start + at.blocks as usize * BLOCK_BYTES;
                 return take(space, at, &bytes[start..end], admission);
             }
-            None => start_device(space, at.place, at.blocks),
+            None => start_device(space, at.place, at.blocks).await,
         },
     };
-    let bytes = device.await.map_err(|source| io_error(space, at, source))?;
+    let bytes = came.map_err(|source| io_error(space, at, source))?;
     take(space, at, &bytes, admission)
 }
 

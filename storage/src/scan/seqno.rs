@@ -12,6 +12,7 @@
 //! Does not know: streams, framing, credit.
 
 use std::collections::VecDeque;
+use std::future::poll_fn;
 use std::rc::Rc;
 
 use crate::cache::Admission;
@@ -164,6 +165,36 @@ impl SeqnoScan {
     pub fn park(&mut self) {
         self.ahead = VecDeque::new();
         self.is_sought = false;
+    }
+
+    /// Waits until the block that comes next is there, for a caller that has no room for what is in it. Resolves only if it cannot be read (T3.15);
+    /// else what was read stays for [`SeqnoScan::run`]. Looks at nothing but what was read ahead. May be dropped at any time.
+    pub async fn failure_ahead(&mut self) -> ReadError {
+        // What comes next may be in memory, or behind the end.
+        let (next, end, is_on_disk) = (self.next, self.view.end(), self.is_sought && self.batch.is_empty());
+        while self.ahead.front().is_some_and(|ahead| ahead.fence.last < next) {
+            self.ahead.pop_front();
+        }
+        let is_wanted = |ahead: &&mut Ahead| is_on_disk && ahead.fence.first <= end;
+        if let Some(ahead) = self.ahead.front_mut().filter(is_wanted) {
+            poll_fn(|context| ahead.reading.poll_answered(context)).await;
+            let Ahead { segment, fence, at, reading } = self.ahead.pop_front().expect("it was polled");
+            // If this is dropped in a second read of the block, the block has to be looked for again.
+            self.is_sought = false;
+            let space = self.view.store().core().space().clone();
+            match finish(&space, &at, reading, Admission::FreeRoom).await {
+                Ok(block) => {
+                    let reading = Reading::Hit(block);
+                    self.ahead.push_front(Ahead { segment, fence, at, reading });
+                    self.is_sought = true;
+                }
+                Err(error) => {
+                    self.block = Some((fence.first, fence.last));
+                    return error;
+                }
+            }
+        }
+        std::future::pending().await
     }
 
     fn seek(&mut self) {

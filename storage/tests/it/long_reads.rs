@@ -1,7 +1,9 @@
 //! Blocks that are neighbours on the device are read together, and fail alone.
 
 use std::rc::Rc;
+use std::time::Duration;
 
+use futures_lite::future::or;
 use ringbase_storage::cache::BlockCache;
 use ringbase_storage::env::Env;
 use ringbase_storage::env::sim::SimExecutor;
@@ -108,5 +110,48 @@ fn a_bad_block_fails_alone_though_it_was_read_with_its_neighbours() {
             assert!(matches!(ended, Err(ReadError::Io { .. })), "{bad}: {ended:?}");
             assert!(shown.iter().copied().eq(1..u64::from(bad)), "{bad}: {shown:?}");
         }
+    });
+}
+
+/// T3.15: a caller without room for more learns that the next block cannot be read; one that loses patience misses nothing.
+#[test]
+fn a_bad_block_that_comes_next_is_told_without_room_and_no_other_is() {
+    flushed(async |disk, store| {
+        let image = disk.image("data");
+        let document = image.windows(64).position(|bytes| bytes == [9; 64]).unwrap() as u64;
+        disk.inject(Injection::next(Fault::ReadError).on("data").at(document..document + 1).sticky());
+        let mut scan = SeqnoScan::new(store.open_view().await.unwrap(), Seqno(1));
+        let mut shown = Vec::new();
+        for last in 1..=8 {
+            let more = scan.run(|record| {
+                shown.push(record.meta.seqno.0);
+                false
+            });
+            assert!(more.await.unwrap());
+            let mut told = 0;
+            // One that loses patience while a block is read again alone is not told, but finds out when it goes on.
+            let patience = [Duration::ZERO, Duration::from_micros(1), Duration::from_millis(50)];
+            for patience in patience.into_iter().skip(if last == 8 { 2 } else { 0 }) {
+                let failure = or(async { Some(scan.failure_ahead().await) }, async {
+                    store.sleep(patience).await;
+                    None
+                });
+                let failure = failure.await;
+                if let Some(failure) = failure {
+                    assert!(matches!(failure, ReadError::Io { .. }), "{failure}");
+                    assert_eq!(scan.unreadable(), Some((Seqno(9), Seqno(9))));
+                    told += 1;
+                }
+            }
+            assert_eq!(told > 0, last == 8, "{told} failures behind {last}");
+        }
+        assert!(shown.into_iter().eq(1..=8));
+        disk.clear_faults();
+        let mut shown = Vec::new();
+        let more = scan.run(|record| {
+            shown.push(record.meta.seqno.0);
+            true
+        });
+        assert!(!more.await.unwrap() && shown.into_iter().eq(9..=DOCUMENTS));
     });
 }

@@ -34,6 +34,10 @@ impl StatSource for RingSource<'_> {
                 let stats = self.0.stats();
                 part.sum("ring_entries", stats.entries);
                 part.sum("ring_enters", stats.enters);
+                // What went wrong for a moment and was done again, unseen by who waited (T3.18).
+                part.sum("ring_retries", stats.retries);
+                part.sum("ring_enter_retries", stats.enter_retries);
+                part.sum("ring_overflows", stats.overflows);
                 part.sum("ep_io_total_read_bytes", stats.bytes_read);
                 part.sum("ep_io_total_write_bytes", stats.bytes_written);
             }

@@ -564,8 +564,10 @@ impl Inner {
     /// Takes in all completions; operations that have ended go to `ended`.
     fn reap(&mut self, ended: &mut Vec<Ended>) -> io::Result<()> {
         let submission = self.uring.submission();
-        let kernel_holds_some = submission.taskrun() || submission.cq_overflow();
+        let has_overflowed = submission.cq_overflow();
+        let kernel_holds_some = submission.taskrun() || has_overflowed;
         drop(submission);
+        self.stats.overflows += u64::from(has_overflowed);
         if kernel_holds_some {
             self.stats.enters += 1;
             match self.uring.submit() {
@@ -752,6 +754,18 @@ mod tests {
             assert_eq!(handed.taken(5 - count), None, "the rest after {count}");
             assert!(handed.chains.is_empty() && !handed.is_owed());
         }
+    }
+
+    /// T3.18: a system call that the kernel puts off is made again and counted, any other error is told.
+    #[test]
+    fn a_call_that_was_put_off_is_counted_and_one_that_failed_is_told() {
+        let ring = Ring::new(&RingConfig::default()).expect("this kernel has io_uring");
+        let put_off = |errno| ring.inner.borrow_mut().put_off(io::Error::from_raw_os_error(errno));
+        for errno in [libc::EINTR, libc::EAGAIN, libc::EBUSY] {
+            assert!(put_off(errno).is_ok(), "{errno}");
+        }
+        assert!(put_off(libc::EBADF).is_err());
+        assert_eq!(ring.stats().enter_retries, 3);
     }
 
     #[test]

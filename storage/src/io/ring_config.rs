@@ -69,6 +69,8 @@ pub struct RingStats {
     pub retries: u64,
     /// System calls that the kernel put off (EINTR, EAGAIN, EBUSY).
     pub enter_retries: u64,
+    /// How often the kernel kept completions back because their queue was full; they were fetched later.
+    pub overflows: u64,
     /// Operations waiting for a place in the ring, now.
     pub queued: u64,
     /// The most that ever waited.

@@ -161,6 +161,21 @@ fn length_that_does_not_fit_is_refused_and_leaves_the_device_usable() {
     assert!(matches!(error, DeviceError::Allocate { .. }), "{error}");
 }
 
+/// T3.18: what the kernel did in part is gone on with, unseen by who waits, and counted.
+#[test]
+fn a_read_that_was_done_in_part_is_gone_on_with_and_counted() {
+    let (host, directory) = (host(), scratch());
+    let path = directory.path().join("data");
+    let device = RingDevice::open(host.ring(), &path, &create(65_536)).unwrap();
+    assert_eq!(host.block_on(device.read(0, 65_536)).unwrap().len(), 65_536);
+    assert_eq!(host.ring().stats().retries, 0);
+    std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(8192).unwrap();
+    let error = host.block_on(device.read(0, 65_536)).unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::UnexpectedEof, "nothing behind the first two blocks");
+    let stats = host.ring().stats();
+    assert_eq!((stats.retries, stats.overflows), (1, 0), "{stats:?}");
+}
+
 #[test]
 fn file_cut_behind_our_back_gives_end_of_file_and_no_garbage() {
     let (host, directory) = (host(), scratch());

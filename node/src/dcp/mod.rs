@@ -34,6 +34,7 @@ pub mod piece;
 
 pub mod collections;
 pub mod failures;
+mod progress;
 mod stream;
 pub mod streams;
 

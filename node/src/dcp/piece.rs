@@ -21,6 +21,15 @@ use crate::range_scan::{ConnectionId, ScanBuffer};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct StreamNumber(pub u64);
 
+/// By what a connection can be asked for besides its name.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Origin {
+    /// Its user.
+    pub user: String,
+    /// The port of the node that it is connected to.
+    pub port: u16,
+}
+
 /// A stream that a connection asks for; what the connection's core could check has been.
 #[derive(Debug, Clone)]
 pub struct StreamSpec {
@@ -30,8 +39,12 @@ pub struct StreamSpec {
     pub connection: ConnectionId,
     /// The name of the connection, as it is shown.
     pub name: Arc<str>,
+    /// Who the client is.
+    pub origin: Arc<Origin>,
     /// How long the client's window has been closed.
     pub window: Arc<ClosedTime>,
+    /// How long its socket was full while the window was open.
+    pub socket: Arc<ClosedTime>,
     /// The bucket.
     pub bucket: BucketId,
     /// The address of its messages, its vbucket with them.

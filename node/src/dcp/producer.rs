@@ -23,7 +23,7 @@ use serde_json::Value;
 
 use super::flow_control::{Acked, Window};
 use super::noop::{IDLE_TIMEOUT, NoopTimer};
-use super::piece::StreamNumber;
+use super::piece::{Origin, StreamNumber};
 use super::settings::ProducerSettings;
 use super::time::ClosedTime;
 use crate::protocol::dcp::signal::encode_stream_end;
@@ -93,6 +93,11 @@ pub struct Producer {
     sent_items: u64,
     acked_bytes: u64,
     closed: Arc<ClosedTime>,
+    /// While the window is open.
+    socket: Arc<ClosedTime>,
+    /// Whether the kernel has not taken all that it was given.
+    is_socket_full: bool,
+    origin: Arc<Origin>,
     /// How often the window was closed and opened.
     closings: u64,
     openings: u64,
@@ -101,7 +106,7 @@ pub struct Producer {
 impl Producer {
     /// A connection that was opened at `now` for `bucket`.
     #[must_use]
-    pub fn new(name: &[u8], flags: OpenFlags, bucket: BucketId, now: Duration) -> Producer {
+    pub fn new(name: &[u8], origin: Origin, flags: OpenFlags, bucket: BucketId, now: Duration) -> Producer {
         Producer {
             name: name.to_vec(),
             bucket,
@@ -117,6 +122,9 @@ impl Producer {
             sent_items: 0,
             acked_bytes: 0,
             closed: Arc::default(),
+            socket: Arc::default(),
+            is_socket_full: false,
+            origin: Arc::new(origin),
             closings: 0,
             openings: 0,
         }
@@ -158,10 +166,28 @@ impl Producer {
         &self.closed
     }
 
+    /// How long its socket was full while the window was open.
+    #[must_use]
+    pub fn socket(&self) -> &Arc<ClosedTime> {
+        &self.socket
+    }
+
+    /// Who the client is.
+    #[must_use]
+    pub fn origin(&self) -> &Arc<Origin> {
+        &self.origin
+    }
+
+    /// Whether the kernel has not taken all that it was given. [`Producer::window_changed`] follows.
+    pub fn socket_is(&mut self, is_full: bool) {
+        self.is_socket_full = is_full;
+    }
+
     /// Looks at the window after what may have closed or opened it.
     pub fn window_changed(&mut self, now: Duration) {
         let now_ns = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
         let is_full = self.window.is_full();
+        self.socket.is_now(self.is_socket_full && !is_full, now_ns);
         if self.closed.is_now(is_full, now_ns) {
             *(if is_full { &mut self.closings } else { &mut self.openings }) += 1;
         }
@@ -190,6 +216,8 @@ impl Producer {
         let is_paused = self.window.is_full() || self.ready.is_empty();
         let mut fields: Vec<(&'static str, Value)> = vec![
             ("type", "producer".into()),
+            ("user", self.origin.user.as_str().into()),
+            ("connected_port", self.origin.port.into()),
             ("created", self.opened.as_secs().into()),
             ("supports_ack", self.window.is_on().into()),
             ("paused", is_paused.into()),
@@ -201,6 +229,7 @@ impl Producer {
                 "paused_previous_BufferLogFull_duration_ns",
                 (self.closed.total_ns(now_ns) - self.closed.current_ns(now_ns)).into(),
             ),
+            ("socket_full_duration_ns", self.socket.total_ns(now_ns).into()),
             ("priority", format!("{:?}", settings.priority).to_lowercase().into()),
             ("items_sent", totals.sent_items.into()),
             ("total_bytes_sent", totals.sent_bytes.into()),
@@ -404,7 +433,8 @@ mod tests {
     }
 
     fn producer(window: u32) -> Producer {
-        let mut producer = Producer::new(b"test", OpenFlags::PRODUCER, BucketId(1), Duration::ZERO);
+        let mut producer =
+            Producer::new(b"test", Origin::default(), OpenFlags::PRODUCER, BucketId(1), Duration::ZERO);
         let control = Control::ConnectionBufferSize(window);
         producer.control(&control, Features::NONE, Duration::ZERO).unwrap();
         for vb in [1, 2] {

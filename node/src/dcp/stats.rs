@@ -1,7 +1,7 @@
 //! What a stream says about itself.
 //!
 //! Names are the reference's where the meaning is the same. The state of a stream's time is ours: `spent_<what>_ns`, which add up to
-//! `wall_ns`, and `waits_for`, what it does or waits for at this moment.
+//! `wall_ns`, and `waits_for`, what it does or waits for at this moment; and how far a backfill is ([`super::progress`]).
 //!
 //! Does not know: who asked, in which form it is shown.
 
@@ -14,7 +14,6 @@ use super::piece::StreamNumber;
 use super::stream::Stream;
 use super::stream_state::StreamState;
 use super::streams::{BACKFILLS_MAX, Streams};
-use super::time::Spent;
 
 /// One stream at one moment.
 #[derive(Debug, Clone)]
@@ -99,13 +98,8 @@ impl Stream {
         .into_iter()
         .map(|(name, value)| (name.to_owned(), value))
         .collect();
-        let waited_ns = sums[Spent::UpToDate as usize].1;
-        let items = counts.disk_items + counts.memory_items;
-        if items_remaining > 0 && items > 0 {
-            let item_ns = u128::from(wall_ns.saturating_sub(waited_ns)) / u128::from(items);
-            let ms = u64::try_from(item_ns * u128::from(items_remaining) / 1_000_000).unwrap_or(u64::MAX);
-            fields.push(("estimated_ms".to_owned(), ms.into()));
-        }
+        let progress = self.progress_fields((queued_items, queued_bytes as u64));
+        fields.extend(progress.into_iter().map(|(name, value)| (name.to_owned(), value)));
         fields.extend(sums.map(|(what, ns)| (format!("spent_{}_ns", what.name()), ns.into())));
         StreamFacts {
             vb: spec.envelope.vbucket,

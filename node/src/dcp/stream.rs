@@ -37,6 +37,7 @@ use tracing::{Instrument, Span};
 use super::collections::filter_of;
 use super::filter::CollectionFilter;
 use super::piece::{Content, PieceSink, StreamNumber, StreamPiece, StreamSpec};
+use super::progress::BackfillProgress;
 use super::settings::MarkerForm;
 use super::stream_state::StreamState;
 use super::streams::{ConnectionTurns, Core, Leaving};
@@ -117,6 +118,8 @@ pub(super) struct Stream {
     /// Whether it may have a view open.
     pub(super) has_slot: Cell<bool>,
     pub(super) counts: Cell<Counts>,
+    /// Of the backfill whose view is open.
+    pub(super) progress: Cell<Option<BackfillProgress>>,
     pub(super) time: StreamTime,
     /// One for each piece that was handed over and not sent.
     pub(super) under_way: RefCell<VecDeque<UnderWay>>,
@@ -193,7 +196,8 @@ pub(super) async fn run(stream: Rc<Stream>) {
     poll_fn(|context| {
         stream.time.runs(stream.now_ns(), &stream.core.metrics.spent);
         let polled = task.as_mut().poll(context);
-        stream.time.pauses(stream.now_ns(), &stream.core.metrics.spent);
+        let is_sending = !stream.under_way.borrow().is_empty();
+        stream.time.pauses(stream.now_ns(), is_sending, &stream.core.metrics.spent);
         polled
     })
     .await;
@@ -235,7 +239,8 @@ impl Stream {
             announced: Cell::new((spec.request.snap_start, spec.request.snap_end)),
             has_slot: Cell::new(false),
             counts: Cell::default(),
-            time: StreamTime::new(core.env.clock.monotonic_ns(), spec.window.clone()),
+            progress: Cell::default(),
+            time: StreamTime::new(core.env.clock.monotonic_ns(), spec.window.clone(), spec.socket.clone()),
             sent: Cell::new((spec.request.start, spec.request.snap_end)),
             under_way: RefCell::default(),
             changed: Event::default(),
@@ -480,6 +485,7 @@ impl Stream {
         };
         let read = read.instrument(span).await;
         self.has_slot.set(false);
+        self.progress.set(None);
         closing.ends_with(&read);
         read
     }
@@ -500,7 +506,7 @@ impl Stream {
             result = tracing::field::Empty
         );
         let mut closing = Closing::new(self, span.clone());
-        self.time.waits_for(Spent::Device);
+        self.time.waits_for(Spent::Open);
         let opened = SeqnoScan::open(&self.store, from).instrument(span).await;
         let scan = match opened {
             Ok(scan) => scan,
@@ -526,6 +532,7 @@ impl Stream {
         let mut snapshot = self.snapshot(scan.view().end(), MarkerFlags::BACKFILL, scan.purge_seqno());
         snapshot.opened_ns = Some(scan.view().opened_ns());
         loop {
+            self.note_progress(&scan);
             let (state, from) = (self.state.get().name(), self.position.get().next().0);
             let span = reading_span!(self, "dcp_backfill_run", state = state, from = from);
             let mut closing = Closing::new(self, span.clone());

@@ -30,7 +30,7 @@ use crate::dcp::collections::check_known;
 use crate::dcp::flow_control::Acked;
 use crate::dcp::noop::NoopAction;
 use crate::dcp::piece::{
-    Content, PieceSink, SentPiece, StreamAnswer, StreamNumber, StreamPiece, StreamSpec, access_of,
+    Content, Origin, PieceSink, SentPiece, StreamAnswer, StreamNumber, StreamPiece, StreamSpec, access_of,
 };
 use crate::dcp::producer::{Producer, StreamKey};
 use crate::dcp::request::check;
@@ -170,7 +170,8 @@ impl CoreService {
         let opcode = request.opcode();
         let done = match (opcode, session.dcp.get()) {
             (Opcode::DCP_OPEN, None) => {
-                self.open_producer(session, &view, request).map(|()| command.begin_dcp())
+                let user = command.identity().map(|identity| identity.user.clone()).unwrap_or_default();
+                self.open_producer(session, user, &view, request).map(|()| command.begin_dcp())
             }
             (Opcode::DCP_OPEN, Some(_)) => Err(Refusal::einval("The connection is a DCP connection already")),
             (_, None) => Err(NOT_OPEN),
@@ -223,6 +224,7 @@ impl CoreService {
     fn open_producer(
         &self,
         session: &Rc<Session>,
+        user: String,
         view: &SessionView,
         request: &Request<'_>,
     ) -> Result<(), Refusal> {
@@ -238,7 +240,8 @@ impl CoreService {
         for core in self.other_cores().collect::<Vec<_>>() {
             self.send(core, Message::ProducerOpened { producer: name.clone() });
         }
-        let producer = Producer::new(open.name, open.flags, bucket, opened);
+        let origin = Origin { user, port: connection.local().port() };
+        let producer = Producer::new(open.name, origin, open.flags, bucket, opened);
         let dcp = Rc::new(DcpConnection {
             producer: RefCell::new(producer),
             name: open.name.escape_ascii().to_string().into(),
@@ -354,7 +357,9 @@ impl CoreService {
             number: StreamNumber(u64::from(self.core.0) << 48 | count),
             connection: ConnectionId(dcp.connection.id().0),
             name: dcp.name.clone(),
+            origin: producer.origin().clone(),
             window: producer.closed().clone(),
+            socket: producer.socket().clone(),
             bucket: producer.bucket(),
             envelope: Envelope { vbucket: key.vb, opaque: frame.opaque(), stream_id: id },
             request: asked,
@@ -547,6 +552,7 @@ async fn send_all(service: Weak<CoreService>, dcp: Rc<DcpConnection>) {
         let mut pushed: VecDeque<Pushed> = VecDeque::new();
         while dcp.connection.is_open() {
             let taken = if pushed.len() < PUSHED_MAX { dcp.take(&mut held) } else { None };
+            dcp.producer.borrow_mut().socket_is(taken.is_none() && !pushed.is_empty());
             let Some(now) = service.upgrade().map(|service| service.now()) else { return };
             dcp.window_changed(now);
             let Some(bytes) = taken else {

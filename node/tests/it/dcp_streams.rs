@@ -66,6 +66,7 @@ pub(crate) struct Client {
     pub(crate) streams: Streams,
     pub(crate) pieces: Rc<Pieces>,
     pub(crate) window: Arc<ClosedTime>,
+    pub(crate) socket: Arc<ClosedTime>,
     pub(crate) sent: BTreeMap<StreamNumber, Sent>,
     /// Whether the backfills of streams that are opened now are to be done one after the other.
     pub(crate) sequential: Cell<bool>,
@@ -78,6 +79,7 @@ impl Client {
             streams,
             pieces: Rc::default(),
             window: Arc::default(),
+            socket: Arc::default(),
             sent: BTreeMap::new(),
             sequential: Cell::default(),
         }
@@ -92,7 +94,9 @@ impl Client {
             number: StreamNumber(number),
             connection: CLIENT,
             name: "client:one".into(),
+            origin: Default::default(),
             window: self.window.clone(),
+            socket: self.socket.clone(),
             bucket: BUCKET,
             envelope: Envelope::new(AT.vb, number as u32),
             request,

@@ -26,6 +26,7 @@ pub mod stream_state;
 pub mod request;
 
 pub mod time;
+pub mod traced;
 
 pub mod metrics;
 mod turns;
@@ -34,6 +35,7 @@ pub mod piece;
 
 pub mod collections;
 pub mod failures;
+pub mod flow;
 mod progress;
 mod stream;
 pub mod streams;

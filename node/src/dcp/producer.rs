@@ -21,6 +21,7 @@ use bytes::Bytes;
 use ringbase_storage::types::{BucketId, VbId};
 use serde_json::Value;
 
+use super::flow::Unacked;
 use super::flow_control::{Acked, Window};
 use super::noop::{IDLE_TIMEOUT, NoopTimer};
 use super::piece::{Origin, StreamNumber};
@@ -98,6 +99,7 @@ pub struct Producer {
     /// Whether the kernel has not taken all that it was given.
     is_socket_full: bool,
     origin: Arc<Origin>,
+    unacked: Unacked,
     /// How often the window was closed and opened.
     closings: u64,
     openings: u64,
@@ -125,6 +127,7 @@ impl Producer {
             socket: Arc::default(),
             is_socket_full: false,
             origin: Arc::new(origin),
+            unacked: Unacked::default(),
             closings: 0,
             openings: 0,
         }
@@ -282,6 +285,7 @@ impl Producer {
     /// The client has given bytes back.
     pub fn acked(&mut self, bytes: u32) -> Acked {
         self.acked_bytes += u64::from(bytes);
+        self.unacked.acked(bytes);
         self.window.acked(bytes)
     }
 
@@ -387,6 +391,9 @@ impl Producer {
         };
         let bytes = first.split_to(len);
         self.window.sent(len);
+        if self.window.is_on() {
+            self.unacked.sent(stream.number, len);
+        }
         self.sent_bytes += len as u64;
         if first.is_empty() {
             self.sent_items += u64::from(*items);

@@ -18,9 +18,8 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
-use std::future::{Future, poll_fn};
+use std::future::Future;
 use std::panic::AssertUnwindSafe;
-use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -36,6 +35,7 @@ use tracing::{Instrument, Span};
 
 use super::collections::filter_of;
 use super::filter::CollectionFilter;
+use super::flow::accounted;
 use super::piece::{Content, PieceSink, StreamNumber, StreamPiece, StreamSpec};
 use super::progress::BackfillProgress;
 use super::settings::MarkerForm;
@@ -190,17 +190,9 @@ struct Snapshot {
     opened_ns: Option<u64>,
 }
 
-/// Reads until the stream ends or is ended.
-pub(super) async fn run(stream: Rc<Stream>) {
-    let mut task = pin!(read(&stream));
-    poll_fn(|context| {
-        stream.time.runs(stream.now_ns(), &stream.core.metrics.spent);
-        let polled = task.as_mut().poll(context);
-        let is_sending = !stream.under_way.borrow().is_empty();
-        stream.time.pauses(stream.now_ns(), is_sending, &stream.core.metrics.spent);
-        polled
-    })
-    .await;
+/// Reads until the stream ends or is ended; its time counts from now on.
+pub(super) fn run(stream: Rc<Stream>) -> impl Future<Output = ()> {
+    accounted(stream.clone(), async move { read(&stream).await })
 }
 
 async fn read(stream: &Stream) {

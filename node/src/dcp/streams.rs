@@ -25,6 +25,7 @@ use ringbase_storage::vbstore::VbStore;
 
 use super::collections::check_told;
 use super::failures::ReadFailures;
+use super::flow::opened;
 use super::metrics::StreamMetrics;
 use super::piece::{PieceSink, SentPiece, StreamAnswer, StreamNumber, StreamSpec};
 use super::request::{Reach, at_latest, bound, check};
@@ -155,14 +156,7 @@ impl Streams {
             return StreamAnswer::Refused(Refusal::new(Status::ENOMEM, "Streams hold too much memory"));
         }
         self.core.metrics.streams.add(1);
-        tracing::debug!(
-            vb = spec.envelope.vbucket.0,
-            conn = spec.connection.0,
-            stream = spec.number.0,
-            start = spec.request.start.0,
-            end = spec.request.end.0,
-            "stream opened"
-        );
+        opened(&spec);
         let (number, turns) = (spec.number, self.turns(spec.connection));
         let stream =
             Rc::new(Stream::new(spec, store.clone(), bucket.clone(), self.core.clone(), turns, sink));

@@ -57,6 +57,12 @@ impl Spent {
         Spent::UpToDate,
     ];
 
+    /// The one with this name.
+    #[must_use]
+    pub fn of_name(name: &str) -> Option<Spent> {
+        Spent::ALL.into_iter().find(|what| what.name() == name)
+    }
+
     /// Its name in statistics.
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -186,6 +192,12 @@ impl StreamTime {
         if self.ended_ns.get().is_none() {
             self.ended_ns.set(Some(now_ns));
         }
+    }
+
+    /// What it does, or waits for; what window and socket hold up is still the connection's.
+    #[must_use]
+    pub fn waits_for_now(&self) -> Spent {
+        self.current.get()
     }
 
     /// What it does, or waits for, at this moment.

@@ -27,6 +27,7 @@ use crate::bucket::Verdict;
 use crate::command::{self, Request, Responder, SessionView};
 use crate::core::{CoreId, host};
 use crate::dcp::collections::check_known;
+use crate::dcp::flow;
 use crate::dcp::flow_control::Acked;
 use crate::dcp::noop::NoopAction;
 use crate::dcp::piece::{
@@ -351,8 +352,9 @@ impl CoreService {
         if producer.has_too_many_ends() {
             return Err(Refusal::new(Status::ETMPFAIL, "Ends of streams wait for the client's window"));
         }
-        let count = self.producers.count.get();
-        self.producers.count.set(count + 1);
+        // From 1 on: 0 is no flow in a trace.
+        let count = self.producers.count.get() + 1;
+        self.producers.count.set(count);
         Ok(StreamSpec {
             number: StreamNumber(u64::from(self.core.0) << 48 | count),
             connection: ConnectionId(dcp.connection.id().0),
@@ -381,6 +383,7 @@ impl CoreService {
     ) {
         let Envelope { vbucket: vb, opaque, stream_id: id } = spec.envelope;
         let number = spec.number;
+        flow::requested(&spec);
         dcp.producer.borrow_mut().add_stream(StreamKey { vb, id }, number, opaque);
         self.producers.streams.borrow_mut().insert(number, dcp.clone());
         let received_ns = responder.received_ns();
@@ -466,6 +469,7 @@ impl CoreService {
             Content::Small(bytes) => bytes.into(),
             Content::Buffer(buffer) => dcp.lend(SentPiece { number, vb, buffer }),
         };
+        flow::queued(number, vb, bytes.len(), items, is_last);
         let is_queued = dcp.producer.borrow_mut().queue(number, bytes, items, is_last, discards);
         if discards || !is_queued {
             self.bring_home(&dcp);
@@ -482,7 +486,10 @@ impl CoreService {
 
     /// Sends home the buffers that nobody refers to any more.
     fn bring_home(&self, dcp: &DcpConnection) {
-        dcp.returned.take().into_iter().for_each(|sent| self.send_home(sent));
+        for sent in dcp.returned.take() {
+            flow::written(sent.number, sent.vb, sent.buffer.records().len());
+            self.send_home(sent);
+        }
     }
 
     /// A response of the client. It answers noops; to other messages it answers only if something is wrong with them.

@@ -13,6 +13,8 @@ use std::io;
 use std::rc::Rc;
 use std::time::Instant;
 
+use tracing::Span;
+
 use super::completion::Promise;
 use super::sync_order::{SyncOrder, SyncOutcome, Ticket};
 use super::{BLOCK_BYTES, DmaBuffer};
@@ -131,6 +133,8 @@ pub(crate) struct Operation<F> {
     pub(crate) ticket: Option<Ticket>,
     /// When it was first submitted.
     pub(crate) submitted_at: Option<Instant>,
+    /// From when it was asked for to when it was answered; inside the span of who asked.
+    _span: Span,
     chain: Chain,
 }
 
@@ -143,6 +147,16 @@ struct Chain {
     sync_only: bool,
     /// The two entries were taken by the kernel apart, so the sync may have overtaken the write.
     broken: bool,
+}
+
+fn span_of(kind: OperationKind, offset: u64, len: usize) -> Span {
+    match kind {
+        OperationKind::Read => tracing::debug_span!("device_read", offset, bytes = len),
+        OperationKind::Write => tracing::debug_span!("device_write", offset, bytes = len),
+        OperationKind::DurableWrite => tracing::debug_span!("device_durable_write", offset, bytes = len),
+        OperationKind::Sync => tracing::debug_span!("device_sync"),
+        OperationKind::Grow => tracing::debug_span!("device_grow", bytes = offset),
+    }
 }
 
 fn is_transient(errno: i32) -> bool {
@@ -168,6 +182,7 @@ impl<F> Operation<F> {
             answer,
             ticket: None,
             submitted_at: None,
+            _span: span_of(kind, offset, len),
             chain: Chain::default(),
         }
     }

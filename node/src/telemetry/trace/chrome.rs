@@ -75,6 +75,7 @@ fn steps(events: &[Event]) -> impl Iterator<Item = Step<'_>> {
 #[derive(Default)]
 struct Facts<'a> {
     new: Option<&'a Event>,
+    begun: Option<(usize, u64)>,
     /// Values of the beginning that did not fit its event, and later ones.
     more: Vec<&'a Event>,
     enters: Vec<(usize, u64)>,
@@ -140,7 +141,7 @@ impl<'a> Writer<'a> {
                     if event.head.kind == Kind::New { event.head.at_ns } else { event.head.context };
                 facts.flow = if event.head.flow == 0 { facts.flow } else { event.head.flow };
                 match kind {
-                    Kind::New => facts.new = Some(event),
+                    Kind::New => (facts.new, facts.begun) = (Some(event), Some((track, at_ns))),
                     Kind::Enter => facts.enters.push((track, at_ns)),
                     Kind::Exit => facts.exits.push(track),
                     Kind::Close => facts.is_closed = true,
@@ -279,11 +280,11 @@ impl<'a> Writer<'a> {
         self.emit("i", track, first.head.at_ns, first, Some(args));
     }
 
-    /// Arrows along each flow: from where its spans were first entered, and from its events.
+    /// Arrows along each flow: from where its spans were first entered, or begun if they never were, and from its events.
     fn flows(&mut self) {
         let mut flows: BTreeMap<u64, Vec<(u64, usize)>> = BTreeMap::new();
         for facts in self.spans.values().filter(|facts| facts.flow != 0) {
-            let first = facts.enters.iter().min_by_key(|(_, at_ns)| *at_ns);
+            let first = facts.enters.iter().min_by_key(|(_, at_ns)| *at_ns).or(facts.begun.as_ref());
             flows.entry(facts.flow).or_default().extend(first.map(|(track, at_ns)| (*at_ns, *track)));
         }
         for (track, copy) in self.snapshot.tracks.iter().enumerate() {

@@ -6,7 +6,7 @@
 //! Bottom up: `event`, `config`, `ring` (one thread's events), `span` (who is alive), `recorder` (what threads record with), `chrome` (dumps),
 //! [`check`] (replays them), `control` (start, stop, dump), `layer` (the subscriber, in front of the log).
 //!
-//! A site's conventions: `flow = id` links what belongs together, on any thread; values that are known later are fields declared as
+//! A site's conventions: `flow = id` links what belongs together, on any thread, and what is inside it; values that are known later are fields declared as
 //! `tracing::field::Empty`; a span that is held across awaits goes with its future (`Instrument`), others are entered.
 //!
 //! Does not know: which spans there are, the wire.

@@ -32,6 +32,14 @@ const RINGS_MAX: usize = 1024;
 /// Call sites that a thread remembers.
 const CACHE_ENTRIES: usize = 64;
 
+/// The flow that something belongs to: its own, or that of the span it is in.
+fn flow_in(shared: &Shared, args: &ArgsWriter, context: u64) -> u64 {
+    match args.flow() {
+        0 => shared.spans.get(context).map_or(0, |span| span.flow.load(Relaxed)),
+        flow => flow,
+    }
+}
+
 /// What the log wants of a call site.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) enum LogInterest {
@@ -306,10 +314,11 @@ impl Thread {
         let at_ns = shared.now_ns();
         span.session.store(session, Relaxed);
         span.begin_ns.store(at_ns, Relaxed);
-        span.flow.store(args.flow(), Relaxed);
-        span.enters.store(0, Relaxed);
         let context = parent.or_else(|| self.current()).unwrap_or(0);
-        let head = Head { kind: Kind::New, at_ns, span: id, callsite, context, flow: args.flow() };
+        let flow = flow_in(shared, args, context);
+        span.flow.store(flow, Relaxed);
+        span.enters.store(0, Relaxed);
+        let head = Head { kind: Kind::New, at_ns, span: id, callsite, context, flow };
         self.write_args(session, head, args);
         Some(id)
     }
@@ -334,7 +343,8 @@ impl Thread {
         let context = self.current().unwrap_or(0);
         let at_ns = self.shared.now_ns();
         let callsite = callsite_key(metadata);
-        let head = Head { kind: Kind::Instant, at_ns, span: 0, callsite, context, flow: args.flow() };
+        let flow = flow_in(&self.shared, args, context);
+        let head = Head { kind: Kind::Instant, at_ns, span: 0, callsite, context, flow };
         self.write_args(session, head, args);
     }
 

@@ -8,6 +8,7 @@ mod collections_dcp;
 mod data;
 mod dcp;
 mod dcp_state;
+mod dcp_tracing;
 mod durability;
 mod ephemeral;
 mod locks;

@@ -9,8 +9,10 @@
 mod bucket;
 mod collection;
 mod drain;
+mod top;
 mod trace;
 mod vbucket;
+mod why;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -23,8 +25,10 @@ pub(crate) use collection::{CollectionAction, CollectionArgs};
 pub(crate) use drain::DcpDrainArgs;
 use ringbase::auth::Role;
 use ringbase::client::{DEFAULT_ADDRESS, SourceForm};
+pub(crate) use top::TopArgs;
 pub(crate) use trace::{TraceAction, TraceArgs, TraceStartArgs};
 pub(crate) use vbucket::{VbucketAction, VbucketArgs};
+pub(crate) use why::WhyArgs;
 
 const STYLES: Styles = Styles::styled()
     .header(AnsiColor::Green.on_default().bold())
@@ -43,6 +47,8 @@ Examples:
   ringctl range-scan --prefix user: --print-keys     list some
   ringctl dcp-drain                                  stream everything, time and check it
   ringctl timings                                    where the node spends its time
+  ringctl why                                        what its streams wait for
+  ringctl top                                        streams, backfills and scans, live
   ringctl trace start                                record what it does when
 
 Exit code: 0 done, 1 failed, 2 wrong command line.
@@ -99,6 +105,10 @@ pub(crate) enum Command {
     Stats(StatsArgs),
     /// Print the node's histograms with percentiles
     Timings(TimingsArgs),
+    /// Say where the time of streams went
+    Why(WhyArgs),
+    /// Show streams, backfills and range scans live
+    Top(TopArgs),
     /// Record what the node does when, and dump it for Perfetto
     Trace(TraceArgs),
     /// Create, list, change, empty and delete buckets

@@ -7,6 +7,7 @@
 
 mod args;
 mod cmd;
+mod dcp_stats;
 mod failure;
 mod output;
 mod progress;

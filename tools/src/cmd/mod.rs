@@ -12,9 +12,11 @@ mod ping;
 mod range_scan;
 mod stats;
 mod timings;
+mod top;
 mod trace;
 mod user;
 mod vbucket;
+mod why;
 
 use std::io::Read;
 use std::time::Duration;
@@ -39,6 +41,8 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
         Command::Incr(args) => documents::incr(&global, &args),
         Command::Stats(args) => stats::run(&global, &args),
         Command::Timings(args) => timings::run(&global, &args),
+        Command::Why(args) => why::run(&global, &args),
+        Command::Top(args) => top::run(&global, &args),
         Command::Trace(args) => trace::run(&global, &args),
         Command::Bucket(args) => bucket::run(&global, &args),
         Command::Collection(args) => collection::run(&global, &args),

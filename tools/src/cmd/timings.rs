@@ -19,8 +19,8 @@ const PERCENTILES: [(f64, &str); 5] =
     [(50.0, "p50"), (90.0, "p90"), (99.0, "p99"), (99.9, "p99.9"), (100.0, "max")];
 
 /// What a histogram says.
-#[derive(Debug, Deserialize)]
-struct Histogram {
+#[derive(Debug, Clone, Deserialize)]
+pub(super) struct Histogram {
     total: u64,
     data: Vec<(u64, u64, f64)>,
     #[serde(default)]
@@ -30,7 +30,7 @@ struct Histogram {
 impl Histogram {
     /// The upper bound of the bucket in which this percentile of the samples is reached; `None` without
     /// samples.
-    fn percentile(&self, percentile: f64) -> Option<u64> {
+    pub(super) fn percentile(&self, percentile: f64) -> Option<u64> {
         let samples: u64 = self.data.iter().map(|(_, count, _)| count).sum();
         let rank = ((percentile / 100.0 * samples as f64).ceil() as u64).max(1);
         let mut seen = 0;
@@ -38,6 +38,32 @@ impl Histogram {
             seen += count;
             (seen >= rank).then_some(*upper)
         })
+    }
+
+    /// Samples, those too large for it too.
+    pub(super) fn count(&self) -> u64 {
+        self.total + self.overflowed
+    }
+
+    /// The samples that came after `earlier`, a state of the same histogram. Its buckets may end elsewhere, so a sample may be counted in the
+    /// bucket above its own.
+    pub(super) fn since(&self, earlier: &Histogram) -> Histogram {
+        let (mut seen, mut seen_before, mut counted) = (0, 0, 0);
+        let mut before = earlier.data.iter().peekable();
+        let mut data = Vec::new();
+        for (upper, count, share) in &self.data {
+            seen += count;
+            while let Some((_, count, _)) = before.next_if(|(other, _, _)| other <= upper) {
+                seen_before += count;
+            }
+            let new = u64::saturating_sub(seen, seen_before).saturating_sub(counted);
+            if new > 0 {
+                counted += new;
+                data.push((*upper, new, *share));
+            }
+        }
+        let overflowed = self.overflowed.saturating_sub(earlier.overflowed);
+        Histogram { total: counted, data, overflowed }
     }
 }
 
@@ -63,7 +89,7 @@ fn row(name: &str, text: &str) -> Vec<String> {
     let Ok(histogram) = serde_json::from_str::<Histogram>(text) else {
         return vec![name.to_owned(), text.to_owned()];
     };
-    let mut row = vec![name.to_owned(), (histogram.total + histogram.overflowed).to_string()];
+    let mut row = vec![name.to_owned(), histogram.count().to_string()];
     row.extend(PERCENTILES.map(|(percentile, _)| match histogram.percentile(percentile) {
         Some(_) if percentile == 100.0 && histogram.overflowed > 0 => "above".to_owned(),
         Some(value) => value.to_string(),
@@ -98,6 +124,24 @@ mod tests {
         assert_eq!(found, [Some(100), Some(100), Some(200), Some(200), Some(200)]);
         assert_eq!(row("get", HISTOGRAM), ["get", "1000", "200", "200", "200", "200", "200"]);
         assert_eq!(with_percentiles(HISTOGRAM)["percentiles"]["p50"], 200);
+    }
+
+    #[test]
+    fn the_difference_of_two_states_is_what_came_between_them() {
+        let of = |data: &str| serde_json::from_str(&format!(r#"{{"total":0,"data":{data}}}"#)).unwrap();
+        let (earlier, later): (Histogram, Histogram) = (
+            of("[[150,30,60.0],[300,20,100.0]]"),
+            of("[[100,10,9.0],[200,50,50.0],[300,40,100.0],[900,5,100.0]]"),
+        );
+        let new = later.since(&earlier);
+        assert_eq!(
+            new.data.iter().map(|(upper, count, _)| (*upper, *count)).collect::<Vec<_>>(),
+            [(100, 10), (200, 20), (300, 20), (900, 5)]
+        );
+        assert_eq!(
+            (new.count(), new.percentile(100.0), later.since(&later).percentile(50.0)),
+            (55, Some(900), None)
+        );
     }
 
     #[test]

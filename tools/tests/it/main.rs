@@ -8,6 +8,7 @@ mod command_line;
 mod dcp_drain;
 mod users;
 mod vbuckets;
+mod why_and_top;
 
 use std::io::Write;
 use std::process::{Command, Stdio};

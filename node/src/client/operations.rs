@@ -235,7 +235,7 @@ impl Connection {
     /// The same with arguments in JSON, which `dcp` takes; empty for none.
     ///
     /// # Errors
-    /// As [`Connection::stats`]; EINVAL or NOT_SUPPORTED for arguments that the group does not take.
+    /// As [`Connection::stats`]; EINVAL for arguments that the group does not take.
     pub fn stats_with(
         &mut self,
         group: &[u8],

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use ringbase_storage::types::{BucketId, VbId};
 use serde_json::Value;
 
-use super::piece::StreamNumber;
+use super::piece::{Origin, StreamNumber};
 use super::stream::Stream;
 use super::stream_state::StreamState;
 use super::streams::{BACKFILLS_MAX, Streams};
@@ -24,10 +24,14 @@ pub struct StreamFacts {
     pub number: StreamNumber,
     /// The name of its connection.
     pub connection: Arc<str>,
+    /// Who its client is.
+    pub origin: Arc<Origin>,
     /// Whether it reads the past.
     pub is_backfilling: bool,
     /// Whether it may have a view open; a backfill that may not waits.
     pub has_slot: bool,
+    /// Whether its backfill has a view open, as far as it is known.
+    pub has_view: bool,
     /// Seqnos until it has everything: documents and what of them is superseded.
     pub items_remaining: u64,
     /// Documents of backfills that it has made messages of.
@@ -105,6 +109,8 @@ impl Stream {
             vb: spec.envelope.vbucket,
             number: spec.number,
             connection: spec.name.clone(),
+            origin: spec.origin.clone(),
+            has_view: self.progress.get().is_some(),
             is_backfilling: state == StreamState::Backfilling,
             has_slot: self.has_slot.get(),
             items_remaining,

@@ -10,7 +10,7 @@ use super::dcp::Producers;
 use super::gather::{Gathering, Question};
 use super::message::{Message, Token};
 use super::{CoreService, Waiting};
-use crate::command::stat::{self, StatGroup, Unit, put_fields};
+use crate::command::stat::{self, StatGroup, Unit, put_fields, put_takeover_connection};
 use crate::command::{ParamChange, StatJob, StatPart, StatQuery, StatSource};
 use crate::net::Ticket;
 use crate::protocol::{Opcode, Refusal};
@@ -51,10 +51,19 @@ struct ConnectionSource<'a>(&'a Producers, Duration);
 
 impl StatSource for ConnectionSource<'_> {
     fn collect(&self, query: &StatQuery, part: &mut StatPart) {
-        let is_wanted = matches!(query.group, StatGroup::Dcp | StatGroup::DcpAgg);
+        let is_wanted = matches!(query.group, StatGroup::Dcp | StatGroup::DcpAgg | StatGroup::DcpVbTakeover);
         let Some(bucket) = query.bucket.filter(|_| is_wanted) else { return };
         self.0.each(|name, producer| {
             if producer.bucket() != bucket {
+                return;
+            }
+            if query.group == StatGroup::DcpVbTakeover {
+                if query.dcp.takeover.as_deref() == Some(name) {
+                    put_takeover_connection(part);
+                }
+                return;
+            }
+            if query.group == StatGroup::Dcp && !query.dcp.filter.admits(producer.origin()) {
                 return;
             }
             let totals = producer.totals();
@@ -96,7 +105,7 @@ impl Question for StatJob {
     }
 
     fn message(&self, token: Token) -> Message {
-        Message::Stat { token, query: self.query }
+        Message::Stat { token, query: self.query.clone() }
     }
 
     fn answer(self, service: &CoreService, parts: Vec<StatPart>, out: &mut Vec<u8>) {

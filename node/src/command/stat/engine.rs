@@ -7,7 +7,7 @@
 
 use ringbase_storage::vbstore::{VbStats, VbStore};
 
-use super::{StatGroup, StatPart, StatQuery, StatSource, Unit, collections};
+use super::{StatGroup, StatPart, StatQuery, StatSource, Unit, collections, takeover};
 use crate::bucket::Engine;
 use crate::protocol::dcp::signal::VbucketState;
 
@@ -19,6 +19,7 @@ impl StatSource for Engine {
             StatGroup::VbucketDetails => each_vbucket(self, query, part, details),
             StatGroup::VbucketSeqno => each_vbucket(self, query, part, seqnos),
             StatGroup::Failovers => each_vbucket(self, query, part, failovers),
+            StatGroup::DcpVbTakeover => each_vbucket(self, query, part, takeover),
             StatGroup::Timings => timings(self, part),
             StatGroup::Collections
             | StatGroup::CollectionsById
@@ -136,6 +137,11 @@ fn general(engine: &Engine, query: &StatQuery, part: &mut StatPart) {
         part.sum("seqlog_segments", stats.segments);
         part.sum("views", stats.views);
     }
+}
+
+fn takeover(store: &VbStore, state: VbucketState, stats: &VbStats, part: &mut StatPart) {
+    states(store, state, stats, part);
+    takeover::add_vbucket(part, stats.items, stats.tombstones);
 }
 
 fn states(store: &VbStore, state: VbucketState, _: &VbStats, part: &mut StatPart) {

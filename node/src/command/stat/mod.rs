@@ -13,8 +13,9 @@
 //! | `collections-details` | vbucket | vbuckets |
 //! | `timings` | | commits and flushes of the shards, range scans, requests by opcode |
 //! | `range-scans` | vbucket | range scans |
-//! | `dcp` | JSON value: form of the streams | DCP connections and their streams |
+//! | `dcp` | JSON value: form of the streams, filter by user and port | DCP connections and their streams |
 //! | `dcpagg` | separator | the same, added up by the beginnings of the connections' names |
+//! | `dcp-vbtakeover` | vbucket and connection's name | the vbucket, the connection, its stream |
 //! | `backfills` | vbucket | streams that read the past |
 //! | `reset` | | sets counters to 0 |
 //!
@@ -32,11 +33,12 @@ mod histogram;
 mod others;
 mod part;
 mod streams;
+mod takeover;
 
 pub use collections::CollectionQuery;
 pub use histogram::{HistogramStat, Unit};
 pub use part::{StatPart, StatValue};
-pub use streams::{DcpQuery, Separator, StreamForm, put_fields};
+pub use streams::{DcpFilter, DcpQuery, Separator, StreamForm, put_fields, put_takeover_connection};
 
 use ringbase_storage::env::Env;
 use ringbase_storage::types::{BucketId, VbId};
@@ -72,6 +74,8 @@ pub enum StatGroup {
     Dcp,
     /// DCP connections, added up by name.
     DcpAgg,
+    /// How far the stream of a vbucket is.
+    DcpVbTakeover,
     /// Streams that read the past.
     Backfills,
     /// Collections, one of them by its path.
@@ -102,6 +106,7 @@ impl StatGroup {
             "range-scans" => StatGroup::RangeScans,
             "dcp" => StatGroup::Dcp,
             "dcpagg" => StatGroup::DcpAgg,
+            "dcp-vbtakeover" => StatGroup::DcpVbTakeover,
             "backfills" => StatGroup::Backfills,
             "collections" => StatGroup::Collections,
             "collections-byid" => StatGroup::CollectionsById,
@@ -118,7 +123,11 @@ impl StatGroup {
     fn needs_vbucket(self) -> bool {
         matches!(
             self,
-            StatGroup::Vbucket | StatGroup::VbucketDetails | StatGroup::VbucketSeqno | StatGroup::Failovers
+            StatGroup::Vbucket
+                | StatGroup::VbucketDetails
+                | StatGroup::VbucketSeqno
+                | StatGroup::Failovers
+                | StatGroup::DcpVbTakeover
         )
     }
 
@@ -128,6 +137,11 @@ impl StatGroup {
             self,
             StatGroup::Collections | StatGroup::CollectionsById | StatGroup::Scopes | StatGroup::ScopesById
         )
+    }
+
+    /// Whether it is about one bucket's DCP connections.
+    fn is_about_dcp(self) -> bool {
+        matches!(self, StatGroup::Dcp | StatGroup::DcpAgg | StatGroup::DcpVbTakeover)
     }
 
     /// Whether it is about one bucket's vbuckets, and takes the number of one as an argument.
@@ -149,13 +163,14 @@ impl StatGroup {
             | StatGroup::Timings
             | StatGroup::Reset
             | StatGroup::Dcp
-            | StatGroup::DcpAgg => false,
+            | StatGroup::DcpAgg
+            | StatGroup::DcpVbTakeover => false,
         }
     }
 }
 
 /// What is asked of every core.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StatQuery {
     /// Which statistics.
     pub group: StatGroup,
@@ -221,6 +236,9 @@ impl StatJob {
             self.responder.fail(env, Status::NOT_MY_VBUCKET, out);
             return;
         }
+        if let Some(name) = &self.query.dcp.takeover {
+            whole = takeover::answer(name, &whole);
+        }
         let mut put = |name: &str, value: &str| {
             // A name or value that is too long for its field does not exist among ours.
             self.responder.success(env).key(name.as_bytes()).value(value.as_bytes()).encode(out);
@@ -257,15 +275,17 @@ pub(super) fn begin(
     };
     let (collections, dcp) = (CollectionQuery::default(), DcpQuery::default());
     let mut query = StatQuery { group, collections, vbucket: None, bucket: session.bucket(), dcp };
-    let is_about_bucket =
-        group.is_about_collections() || matches!(group, StatGroup::Uuid | StatGroup::Dcp | StatGroup::DcpAgg);
+    let is_about_bucket = group.is_about_collections() || group == StatGroup::Uuid || group.is_about_dcp();
     if (group.is_about_vbuckets() || is_about_bucket) && query.bucket.is_none() {
         return Err(responder.fail(env, Status::NO_BUCKET, out));
     }
     let argument = asked.argument.filter(|argument| !argument.is_empty());
-    if matches!(group, StatGroup::Dcp | StatGroup::DcpAgg) {
+    if group.is_about_dcp() {
         match DcpQuery::decode(group, argument, request.frame.value) {
-            Ok(dcp) => query.dcp = dcp,
+            Ok((_, Some(vb))) if vb.0 >= shared.vbucket_count() => {
+                return Err(cluster::not_my_vbucket(session, responder, out));
+            }
+            Ok((dcp, vbucket)) => (query.dcp, query.vbucket) = (dcp, vbucket),
             Err(refusal) => {
                 responder.refuse(env, refusal, out);
                 return Err(Outcome::Done);
@@ -295,7 +315,8 @@ pub(super) fn begin(
         query.vbucket = Some(vb);
     }
     let classic_histograms = session.agent.name.contains("cbstat");
-    Ok(StatJob { query, responder: *responder, classic_histograms, node: about_node(session, &query) })
+    let node = about_node(session, &query);
+    Ok(StatJob { query, responder: *responder, classic_histograms, node })
 }
 
 /// What the connection's core knows of the node as a whole.
@@ -332,6 +353,7 @@ fn about_node(session: &Session, query: &StatQuery) -> StatPart {
         | StatGroup::RangeScans
         | StatGroup::Dcp
         | StatGroup::DcpAgg
+        | StatGroup::DcpVbTakeover
         | StatGroup::Backfills
         | StatGroup::Timings
         | StatGroup::Reset => {}

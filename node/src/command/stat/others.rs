@@ -39,6 +39,7 @@ impl StatSource for RangeScans {
                 | StatGroup::ScopesById
                 | StatGroup::Dcp
                 | StatGroup::DcpAgg
+                | StatGroup::DcpVbTakeover
                 | StatGroup::Backfills
                 | StatGroup::Reset,
                 _,

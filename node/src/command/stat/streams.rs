@@ -6,16 +6,21 @@
 //! |---|---|
 //! | `dcp` | `eq_dcpq:<connection>:<field>`, `eq_dcpq:<connection>:stream_<vb>_<field>` or one object for each stream, `ep_dcp_<total>` |
 //! | `dcpagg` | `<beginning of the connection's name>:<field>`, `:total:<field>` |
+//! | `dcp-vbtakeover` | what [`takeover`] makes of a connection and a stream |
 //! | `backfills` | `vb_<n>:backfill_<stream>_<field>`; numbers of the core without prefix |
 //!
 //! Does not know: how streams are read.
 
+use std::sync::Arc;
+
+use ringbase_storage::types::VbId;
 use serde_json::{Map, Value};
 
-use super::{StatGroup, StatPart, StatQuery, StatSource, Unit};
+use super::{StatGroup, StatPart, StatQuery, StatSource, Unit, takeover};
 use crate::dcp::StreamFacts;
+use crate::dcp::piece::Origin;
 use crate::dcp::streams::Streams;
-use crate::protocol::{Refusal, Status};
+use crate::protocol::Refusal;
 
 /// How streams are shown.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -67,11 +72,52 @@ impl Separator {
     }
 }
 
+/// Which connections are shown.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct DcpFilter {
+    /// Those of this user.
+    pub user: Option<Arc<str>>,
+    /// Those that are connected to this port of the node.
+    pub port: Option<u16>,
+}
+
+impl DcpFilter {
+    fn decode(value: &Value) -> Result<DcpFilter, Refusal> {
+        let members = value.as_object().ok_or(Refusal::einval("The filter is not a JSON object"))?;
+        let mut filter = DcpFilter::default();
+        for (name, value) in members {
+            match name.as_str() {
+                "user" => {
+                    let user = value.as_str().ok_or(Refusal::einval("The user of a filter is a text"))?;
+                    filter.user = Some(user.into());
+                }
+                "port" => {
+                    let port = value.as_u64().and_then(|port| u16::try_from(port).ok());
+                    filter.port = Some(port.ok_or(Refusal::einval("The port of a filter is a number"))?);
+                }
+                _ => return Err(Refusal::einval("A filter has a user and a port")),
+            }
+        }
+        Ok(filter)
+    }
+
+    /// Whether a connection is shown.
+    #[must_use]
+    pub fn admits(&self, origin: &Origin) -> bool {
+        let is_of_user = self.user.as_ref().is_none_or(|user| **user == *origin.user);
+        is_of_user && self.port.is_none_or(|port| port == origin.port)
+    }
+}
+
 /// How DCP connections are shown.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct DcpQuery {
     /// With `dcp`: their streams.
     pub form: StreamForm,
+    /// With `dcp`: which.
+    pub filter: DcpFilter,
+    /// With `dcp-vbtakeover`: the name of the connection.
+    pub takeover: Option<Arc<str>>,
     /// With `dcpagg`: what they are added up by.
     pub separator: Separator,
 }
@@ -81,9 +127,18 @@ impl DcpQuery {
         group: StatGroup,
         argument: Option<&str>,
         value: &[u8],
-    ) -> Result<DcpQuery, Refusal> {
+    ) -> Result<(DcpQuery, Option<VbId>), Refusal> {
         let mut query = DcpQuery::default();
         match (group, argument) {
+            (StatGroup::DcpVbTakeover, argument) => {
+                let parts = argument.and_then(|argument| argument.split_once(' '));
+                let parts = parts.and_then(|(vb, name)| Some((vb.parse().ok()?, name)));
+                let (vb, name) = parts
+                    .filter(|(_, name)| !name.is_empty())
+                    .ok_or(Refusal::einval("The arguments are a vbucket and the name of a connection"))?;
+                query.takeover = Some(name.into());
+                return Ok((query, Some(VbId(vb))));
+            }
             (_, None) => {}
             (StatGroup::DcpAgg, Some(separator)) => {
                 query.separator =
@@ -92,7 +147,7 @@ impl DcpQuery {
             (_, Some(_)) => return Err(Refusal::einval("The group has no argument")),
         }
         if value.is_empty() || group != StatGroup::Dcp {
-            return Ok(query);
+            return Ok((query, None));
         }
         let asked: Map<String, Value> =
             serde_json::from_slice(value).map_err(|_| Refusal::einval("The value is not a JSON object"))?;
@@ -102,10 +157,13 @@ impl DcpQuery {
             Some(Some("skip")) => StreamForm::None,
             Some(_) => return Err(Refusal::einval("Unknown form of streams")),
         };
-        if asked.contains_key("filter") {
-            return Err(Refusal::new(Status::NOT_SUPPORTED, "Connections are not filtered"));
+        if let Some(filter) = asked.get("filter") {
+            query.filter = DcpFilter::decode(filter)?;
         }
-        Ok(query)
+        if asked.keys().any(|name| name != "stream_format" && name != "filter") {
+            return Err(Refusal::einval("The arguments are stream_format and filter"));
+        }
+        Ok((query, None))
     }
 }
 
@@ -125,12 +183,21 @@ pub fn put_fields<N: AsRef<str>>(
     }
 }
 
+/// A connection of the name that `dcp-vbtakeover` asks for.
+pub fn put_takeover_connection(part: &mut StatPart) {
+    takeover::add_connection(part);
+}
+
 impl StatSource for Streams {
     fn collect(&self, query: &StatQuery, part: &mut StatPart) {
         match (query.group, query.bucket) {
             (StatGroup::Dcp, Some(bucket)) => {
                 part.sum("ep_dcp_max_running_backfills", Streams::BACKFILLS_MAX as u64);
-                self.each(bucket, None, &mut |facts| dcp(facts, query.dcp.form, part));
+                self.each(bucket, None, &mut |facts| {
+                    if query.dcp.filter.admits(&facts.origin) {
+                        dcp(facts, query.dcp.form, part);
+                    }
+                });
             }
             (StatGroup::DcpAgg, Some(bucket)) => self.each(bucket, None, &mut |facts| {
                 for prefix in [query.dcp.separator.beginning(&facts.connection), ":total"] {
@@ -143,6 +210,11 @@ impl StatSource for Streams {
                     ] {
                         part.sum(format!("{prefix}:{name}"), number);
                     }
+                }
+            }),
+            (StatGroup::DcpVbTakeover, Some(bucket)) => self.each(bucket, query.vbucket, &mut |facts| {
+                if query.dcp.takeover.as_deref() == Some(&*facts.connection) {
+                    takeover::add_stream(part, facts.is_backfilling, facts.has_view, facts.items_remaining);
                 }
             }),
             (StatGroup::Backfills, Some(bucket)) => {
@@ -179,6 +251,7 @@ impl StatSource for Streams {
             (
                 StatGroup::Dcp
                 | StatGroup::DcpAgg
+                | StatGroup::DcpVbTakeover
                 | StatGroup::Backfills
                 | StatGroup::RangeScans
                 | StatGroup::Uuid
@@ -232,21 +305,50 @@ fn dcp(facts: StreamFacts, form: StreamForm, part: &mut StatPart) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::protocol::Status;
 
     #[test]
     fn a_question_about_connections_names_a_form_or_a_separator() {
         let of = |group, argument, value: &str| {
-            DcpQuery::decode(group, argument, value.as_bytes()).map_err(|refusal| refusal.status)
+            DcpQuery::decode(group, argument, value.as_bytes())
+                .map(|(query, _)| query)
+                .map_err(|refusal| refusal.status)
         };
         let form = |value| of(StatGroup::Dcp, None, value).map(|query| query.form);
         assert_eq!(form(""), Ok(StreamForm::Fields));
         assert_eq!(form("{}"), Ok(StreamForm::Fields));
         assert_eq!(form(r#"{"stream_format":"json"}"#), Ok(StreamForm::Objects));
         assert_eq!(form(r#"{"stream_format":"skip"}"#), Ok(StreamForm::None));
-        for bad in ["[]", "x", r#"{"stream_format":"xml"}"#, r#"{"stream_format":1}"#] {
+        for bad in [
+            "[]",
+            "x",
+            r#"{"stream_format":"xml"}"#,
+            r#"{"stream_format":1}"#,
+            r#"{"filter":1}"#,
+            r#"{"filter":{"port":"a"}}"#,
+            r#"{"filter":{"port":65536}}"#,
+            r#"{"filter":{"user":1}}"#,
+            r#"{"filter":{"host":"a"}}"#,
+            r#"{"other":1}"#,
+        ] {
             assert_eq!(form(bad), Err(Status::EINVAL), "{bad}");
         }
-        assert_eq!(form(r#"{"filter":{"port":1}}"#), Err(Status::NOT_SUPPORTED));
+        let admits = |value, user: &str, port| {
+            let origin = Origin { user: user.to_owned(), port };
+            of(StatGroup::Dcp, None, value).map(|query| query.filter.admits(&origin))
+        };
+        let both = r#"{"filter":{"user":"anna","port":11210}}"#;
+        assert_eq!((admits(both, "anna", 11210), admits(both, "anna", 1)), (Ok(true), Ok(false)));
+        assert_eq!((admits(both, "bert", 11210), admits(r#"{"filter":{}}"#, "", 0)), (Ok(false), Ok(true)));
+        let takeover = |argument| {
+            DcpQuery::decode(StatGroup::DcpVbTakeover, argument, b"")
+                .map(|(query, vb)| (query.takeover.map(|name| name.to_string()), vb))
+                .map_err(|refusal| refusal.status)
+        };
+        assert_eq!(takeover(Some("7 a b")), Ok((Some("a b".to_owned()), Some(VbId(7)))));
+        for bad in [None, Some("7"), Some("7 "), Some("a b"), Some("99999 a")] {
+            assert_eq!(takeover(bad), Err(Status::EINVAL), "{bad:?}");
+        }
         assert_eq!(of(StatGroup::Dcp, Some("x"), ""), Err(Status::EINVAL));
         let beginning = |separator, name| {
             of(StatGroup::DcpAgg, separator, "").map(|query| query.separator.beginning(name).to_owned())

@@ -152,7 +152,33 @@ fn statistics_tell_what_each_stream_waits_for_and_the_times_add_up() {
         let stream: serde_json::Value = serde_json::from_str(&stream.1).unwrap();
         assert_eq!((stream["state"].as_str(), stream["start_seqno"].as_u64()), (Some("in-memory"), Some(0)));
         assert!(json(br#"{"stream_format":"skip"}"#).iter().all(|(name, _)| !name.contains("stream_3")));
-        for value in [&b"x"[..], br#"{"stream_format":"xml"}"#] {
+        let port = node.address.rsplit_once(':').unwrap().1;
+        for (filter, is_shown) in [
+            (format!(r#"{{"port":{port},"user":"local"}}"#), true),
+            (r#"{"port":1}"#.to_owned(), false),
+            (r#"{"user":"anna"}"#.to_owned(), false),
+        ] {
+            let value: &'static [u8] = Vec::leak(format!(r#"{{"filter":{filter}}}"#).into_bytes());
+            let has = |part: &str| json(value).iter().any(|(name, _)| name.contains(part));
+            assert_eq!(
+                (has("group:slow:type"), has("group:slow:stream_3_")),
+                (is_shown, is_shown),
+                "{filter}"
+            );
+        }
+        let takeover = |name: &str| stats(&mut node.connect_to(bucket), &format!("dcp-vbtakeover 3 {name}"));
+        let (done, undone, nobody) = (takeover("group:fast"), takeover("group:slow"), takeover("nobody"));
+        assert_eq!((done["name"].as_str(), done["status"].as_str()), ("group:fast", "in-memory"));
+        assert_eq!((number(&done, "estimate"), number(&done, "on_disk_deletes")), (0, 0));
+        assert!(number(&undone, "estimate") <= number(&undone, "vb_items"));
+        assert_eq!(nobody["status"], "connection_does_not_exist");
+        assert_eq!(number(&nobody, "estimate"), number(&nobody, "vb_items"));
+        for (arguments, status) in [("3", Status::EINVAL), ("99 x", Status::NOT_MY_VBUCKET)] {
+            let key = format!("dcp-vbtakeover {arguments}");
+            let refused = admin.call(Request::new(Opcode::STAT).key(key.as_bytes()), |_| ());
+            assert_eq!(refused.unwrap_err().status(), Some(status), "{key}");
+        }
+        for value in [&b"x"[..], br#"{"stream_format":"xml"}"#, br#"{"filter":{"host":"x"}}"#] {
             let refused = admin.call(Request::new(Opcode::STAT).key(b"dcp").value(value), |_| ());
             assert_eq!(refused.unwrap_err().status(), Some(Status::EINVAL));
         }

@@ -187,7 +187,7 @@ fn statistics_tell_what_each_stream_waits_for_and_the_times_add_up() {
     });
 }
 
-/// A backfill is shown while it reads: from where, how far, for whom.
+/// A backfill is shown while it reads: from where, how far, for whom. What the ring had to do again for it is counted, no more (T3.18).
 #[test]
 fn backfills_are_shown_while_they_read() {
     for_each_core_count(|setup| {
@@ -233,6 +233,10 @@ fn backfills_are_shown_while_they_read() {
         assert_eq!(number(&dcp, "ep_dcp_num_running_backfills"), 16);
         // One that may open its view may still be waiting for the disk, or for pieces: those that came first may hold two each, for good.
         eventually("views are opened", || number(&stats(&mut admin, ""), "dcp_backfills") >= 8);
+        let general = stats(&mut admin, "");
+        assert_eq!((number(&general, "ring_overflows"), number(&general, "ep_data_read_failed")), (0, 0));
+        let done_again = number(&general, "ring_retries") + number(&general, "ring_enter_retries");
+        assert!(done_again < number(&general, "ring_enters"), "{general:#?}");
         drop(slow);
         eventually("they end", || number(&stats(&mut admin, "backfills"), "backfill_num_active") == 0);
     });

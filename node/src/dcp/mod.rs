@@ -7,6 +7,9 @@
 //! On top of them the two ends of a stream: [`streams`] and `stream` read a vbucket on its core into pieces ([`piece`]), with what
 //! [`collections`] and their events let through; [`producer`] is the connection, which decides on its own core which bytes leave next.
 //!
+//! Seeing: [`time`] accounts for every moment of a stream, `progress` says how far its backfill is, [`flow`] leaves its marks in a trace,
+//! [`traced`] adds those of a dump up.
+//!
 //! Invariants
 //! - No client keeps what the server's history cannot have ([`rollback::decide`]).
 //! - A stream's state changes only along [`stream_state::StreamState::may_become`].

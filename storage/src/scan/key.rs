@@ -10,21 +10,23 @@
 //!
 //! Does not know: who asks, the wire's document record (an encoder is an argument).
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::BTreeSet;
 use std::rc::Rc;
 
+use super::SeqnoRecord;
 use super::merge::{CopyBounds, Merge, Stretch};
-use crate::cache::{Admission, Block};
+use super::window::{Candidate, Window, place_of};
+use crate::cache::Block;
+use crate::collections::{Subject, event_key};
 use crate::format::key_block::{KeyPart, put_leb128};
 use crate::item::Item;
-use crate::reader::{BlockAt, ReadError, Reading, damaged, finish, start_together};
+use crate::reader::ReadError;
 use crate::run::key_part;
-use crate::seqlog::{segment_of, seqlog_block};
-use crate::types::{ItemMeta, Seqno};
-use crate::vbstore::{Parts, ReadView};
+use crate::types::ItemMeta;
+use crate::vbstore::ReadView;
 
 /// Documents gathered for one window.
-const WINDOW_RECORDS: usize = 256;
+pub(super) const WINDOW_RECORDS: usize = 256;
 
 /// Keys that are copied before the clock is looked at.
 const COPY_RECORDS: usize = 256;
@@ -57,6 +59,15 @@ impl KeyRange {
         let mut prefix = Vec::new();
         put_leb128(&mut prefix, id);
         KeyRange { prefix, start: Vec::new(), start_exclusive: false, end: None, end_exclusive: false }
+    }
+
+    /// The one key under which the newest event about `subject` is stored.
+    #[must_use]
+    pub fn event(subject: Subject) -> KeyRange {
+        let key = event_key(subject);
+        let (prefix, rest) = key.split_at(1);
+        let (start, end) = (rest.to_vec(), Some(rest.to_vec()));
+        KeyRange { prefix: prefix.to_vec(), start, start_exclusive: false, end, end_exclusive: false }
     }
 
     pub(super) fn first_key(&self) -> Vec<u8> {
@@ -134,12 +145,6 @@ pub struct ScanCounts {
     pub from_disk: u64,
 }
 
-struct Candidate {
-    key: Vec<u8>,
-    seqno: Seqno,
-    item: Option<Item>,
-}
-
 /// See the module.
 pub struct KeyScan {
     view: ReadView,
@@ -152,10 +157,9 @@ pub struct KeyScan {
     stretch: Option<(Rc<Block>, usize, usize)>,
     /// Many keys in a row came from one source: a stretch is cheaper than a copy key by key.
     one_sided: bool,
-    window: VecDeque<Candidate>,
-    /// Whether the blocks of the window's documents are held.
-    window_read: bool,
-    blocks: BTreeMap<u64, Rc<Block>>,
+    window: Window,
+    window_bytes: usize,
+    with_deletions: bool,
     ended: bool,
     /// It looks at a view that another scan reads from the beginning.
     is_probe: bool,
@@ -179,13 +183,21 @@ impl KeyScan {
             merge: None,
             stretch: None,
             one_sided: false,
-            window: VecDeque::new(),
-            window_read: false,
-            blocks: BTreeMap::new(),
+            window: Window::default(),
+            window_bytes: WINDOW_BYTES,
+            with_deletions: false,
             ended: false,
             is_probe: false,
             counts: ScanCounts::default(),
         }
+    }
+
+    /// A scan of the newest versions of the keys of `range`, deletions among them, for [`KeyScan::run`]; at most about `window_bytes` of blocks are
+    /// read at once.
+    pub(super) fn of_versions(view: ReadView, range: KeyRange, window_bytes: usize) -> KeyScan {
+        let nothing: DocumentEncoder = Rc::new(|_, _, _, _| {});
+        let scan = KeyScan::new(view, range, Content::Documents(nothing), None);
+        KeyScan { window_bytes, with_deletions: true, ..scan }
     }
 
     /// The view it reads.
@@ -203,21 +215,17 @@ impl KeyScan {
     /// Lets go of everything but the position and the view. Keys that were selected but not delivered stay, for nobody is asked twice.
     pub fn park(&mut self) {
         if self.select.is_some() {
-            for candidate in &mut self.window {
-                candidate.item = None;
-            }
-        } else if let Some(first) = self.window.front() {
-            self.range.start = first.key[self.range.prefix.len()..].to_vec();
-            self.range.start_exclusive = false;
-            self.ended = false;
-            self.window = VecDeque::new();
+            self.window.forget_documents();
         } else {
-            self.window = VecDeque::new();
+            if let Some(first) = self.window.first() {
+                self.range.start = first.key[self.range.prefix.len()..].to_vec();
+                self.range.start_exclusive = false;
+                self.ended = false;
+            }
+            self.window = Window::default();
         }
-        self.window_read = false;
         self.merge = None;
         self.stretch = None;
-        self.blocks = BTreeMap::new();
     }
 
     /// Whether the range holds a live key.
@@ -265,7 +273,7 @@ impl KeyScan {
 
     /// No key below this one (with prefix) is delivered any more.
     fn next_key(&self) -> Vec<u8> {
-        if let Some(first) = self.window.front() {
+        if let Some(first) = self.window.first() {
             return first.key.clone();
         }
         let mut key = self.range.first_key();
@@ -469,28 +477,17 @@ impl KeyScan {
         encode: &DocumentEncoder,
     ) -> Result<Stop, ReadError> {
         loop {
-            if !self.window_read {
-                self.read_window().await?;
-            }
-            while let Some(candidate) = self.window.pop_front() {
+            self.window.read(&self.view).await?;
+            while let Some(candidate) = self.window.pop() {
                 let (records_before, before) = (self.counts.records, out.len());
-                let key = &candidate.key[self.range.prefix.len()..];
-                match &candidate.item {
-                    Some(item) => {
-                        encode(out, &item.meta(), key, item.value());
-                        self.counts.from_memory += 1;
-                    }
-                    None => {
-                        self.encode_from_block(&candidate, key, out, encode)?;
-                        self.counts.from_disk += 1;
-                    }
-                }
+                let record = self.window.record(&self.view, &candidate)?;
+                encode(out, &record.meta, &record.key[self.range.prefix.len()..], record.value);
+                self.count_source(&candidate);
                 self.count(limits, 1, out.len() - before);
                 if let Some(stop) = self.stop_since(records_before, out, limits) {
                     return Ok(stop);
                 }
             }
-            self.blocks.clear();
             let room = limits.items.map_or(WINDOW_RECORDS, |items| WINDOW_RECORDS.min(items as usize));
             if !self.gather(room.max(1)).await? {
                 return Ok(Stop::End);
@@ -499,33 +496,33 @@ impl KeyScan {
         }
     }
 
-    fn encode_from_block(
-        &self,
-        candidate: &Candidate,
-        key: &[u8],
-        out: &mut Vec<u8>,
-        encode: &DocumentEncoder,
-    ) -> Result<(), ReadError> {
-        let space = self.view.store().core().space();
-        let missing = |place| {
-            let source = crate::format::FormatError::Invalid {
-                what: "seqlog",
-                field: "seqno",
-                found: candidate.seqno.0,
-                rule: "a run points to it, so a block holds it",
-            };
-            damaged(space, place, source)
-        };
-        let block = self.blocks.range(..=candidate.seqno.0).next_back();
-        let Some((_, block)) = block else { return Err(missing(0)) };
-        let record = seqlog_block(block).find(&block.bytes, candidate.seqno);
-        let place = crate::format::block::peek_block(&block.bytes).map_or(0, |(_, header)| header.place);
-        match record.map_err(|source| damaged(space, place, source))? {
-            Some(record) if record.key[self.range.prefix.len().min(record.key.len())..] == *key => {
-                encode(out, &record.meta, key, record.value);
-                Ok(())
+    /// Shows documents to `visit` until it says stop (after the one it was shown) or the end; false at the end.
+    pub(super) async fn run(
+        &mut self,
+        visit: &mut impl FnMut(SeqnoRecord<'_>) -> bool,
+    ) -> Result<bool, ReadError> {
+        loop {
+            self.window.read(&self.view).await?;
+            while let Some(candidate) = self.window.pop() {
+                let goes_on = visit(self.window.record(&self.view, &candidate)?);
+                self.count_source(&candidate);
+                self.counts.records += 1;
+                if !goes_on {
+                    return Ok(true);
+                }
             }
-            _ => Err(missing(place)),
+            self.view.passed(&self.next_key());
+            if !self.gather(WINDOW_RECORDS).await? {
+                return Ok(false);
+            }
+            self.view.store().core().env().relax().await;
+        }
+    }
+
+    fn count_source(&mut self, candidate: &Candidate) {
+        match &candidate.item {
+            Some(_) => self.counts.from_memory += 1,
+            None => self.counts.from_disk += 1,
         }
     }
 
@@ -535,8 +532,8 @@ impl KeyScan {
         let mut bytes = 0;
         // What a flush moves meanwhile is not counted; it was in memory a moment ago.
         let (parts, _) = self.view.parts();
-        self.window_read = false;
-        while self.window.len() < records && bytes < WINDOW_BYTES {
+        self.window.begin();
+        while self.window.len() < records && bytes < self.window_bytes {
             let stretch = match self.stretch.take() {
                 Some((block, from, to)) => Some(Stretch::Part { block, from, to }),
                 None => self.next_stretch().await?,
@@ -574,57 +571,18 @@ impl KeyScan {
         Ok(!self.window.is_empty())
     }
 
-    /// Reads the blocks of the window's documents that are not in memory: in order of place, all under way at once.
-    async fn read_window(&mut self) -> Result<(), ReadError> {
-        let mut places: BTreeMap<u64, (Seqno, BlockAt)> = BTreeMap::new();
-        let (parts, _) = self.view.parts();
-        for candidate in self.window.iter_mut().filter(|candidate| candidate.item.is_none()) {
-            let Candidate { key, seqno, item } = candidate;
-            let frozen = || parts.frozen.iter().filter_map(|table| table.get(key));
-            *item = self.view.store().resident(key, *seqno);
-            if item.is_none() {
-                *item = frozen().find(|item| item.seqno() == *seqno).cloned();
-            }
-            if item.is_none()
-                && let Some(memory) = &parts.memory
-            {
-                *item = memory.get(key)?;
-            }
-            if item.is_none()
-                && let Some((first, at)) = place_of(&parts, *seqno)
-            {
-                places.insert(at.place, (first, at));
-            }
-        }
-        let space = self.view.store().core().space().clone();
-        let mut readings: Vec<Reading> = Vec::with_capacity(places.len());
-        start_together(&space, places.values().map(|(_, at)| at), |reading| readings.push(reading));
-        for ((first, at), reading) in places.into_values().zip(readings) {
-            let block = finish(&space, &at, reading, Admission::FreeRoom).await?;
-            self.blocks.insert(first.0, block);
-        }
-        self.window_read = true;
-        Ok(())
-    }
-
     fn admit(&mut self, candidate: Candidate, deleted: bool) -> bool {
         let key = &candidate.key[self.range.prefix.len()..];
-        let wanted = !deleted && self.select.as_mut().is_none_or(|select| select(key));
+        let shown = self.with_deletions || !deleted;
+        let wanted = shown && self.select.as_mut().is_none_or(|select| select(key));
         self.range.start.clear();
         self.range.start.extend_from_slice(key);
         self.range.start_exclusive = true;
         if wanted {
-            self.window.push_back(candidate);
+            self.window.push(candidate);
         }
         wanted
     }
-}
-
-/// The block in which the document with this seqno lies: its first seqno and its place.
-fn place_of(parts: &Parts, seqno: Seqno) -> Option<(Seqno, BlockAt)> {
-    let segment = segment_of(&parts.version.segments, seqno)?;
-    let fence = segment.fence_of(seqno)?;
-    Some((fence.first, segment.block_at(fence)))
 }
 
 /// Where a stretch must stop so that the buffer and the limits are tested after each record.

@@ -14,7 +14,7 @@ use ringbase_storage::env::sim::SimExecutor;
 use ringbase_storage::format::manifest_record::BucketDesc;
 use ringbase_storage::format::superblock::Geometry;
 use ringbase_storage::io::sim::SimDisk;
-use ringbase_storage::scan::{Content, KeyRange, KeyScan, Limits, SeqnoScan, Stop};
+use ringbase_storage::scan::{Content, KeyRange, KeyScan, Limits, SeqnoScan, Stop, VersionScan};
 use ringbase_storage::shard::{FormatOptions, OpenError, RecoveryReport, Shard, ShardOptions, format};
 use ringbase_storage::types::{BucketId, Cas, Kind, Seqno, ShardId, VbId};
 use ringbase_storage::vbstore::{Found, NewVersion, ReadView, VbStore, WriteError};
@@ -225,6 +225,35 @@ pub(crate) async fn scan_seqnos(view: &ReadView, step: usize) -> Vec<(u64, Vec<u
     }
 }
 
+/// Every version of some key ranges of a view, `step` at a time, parked in between.
+pub(crate) async fn scan_versions(
+    view: &ReadView,
+    ranges: impl IntoIterator<Item = KeyRange>,
+    step: usize,
+) -> Vec<(Vec<u8>, u64, Option<Vec<u8>>)> {
+    let mut scan = VersionScan::new(view.clone(), ranges);
+    let mut all = Vec::new();
+    loop {
+        let mut left = step;
+        let more = scan
+            .run(|record| {
+                let value = (!record.meta.kind.is_deleted()).then(|| record.value.to_vec());
+                all.push((record.key.to_vec(), record.meta.seqno.0, value));
+                left -= 1;
+                left > 0
+            })
+            .await
+            .expect("no read fault is injected");
+        if !more {
+            assert_eq!(scan.counts().records, all.len() as u64);
+            return all;
+        }
+        if all.len() % 3 == 0 {
+            scan.park();
+        }
+    }
+}
+
 /// Compares everything a view shows, in both orders, with the model as of its end.
 pub(crate) async fn check_view(view: &ReadView, model: &VbModel, random: &mut Xoshiro256PlusPlus) {
     let expected = model.at(view.end());
@@ -237,10 +266,14 @@ pub(crate) async fn check_view(view: &ReadView, model: &VbModel, random: &mut Xo
     let keys: Vec<Vec<u8>> = live.iter().map(|(key, _, _)| key.clone()).collect();
     assert_eq!(scan_keys(view, piece).await, keys, "keys of {view:?}");
     assert_eq!(view.items(), live.len() as u64, "items of {view:?}");
+    let step = [1, 7, usize::MAX][random.random_range(0..3)];
+    let versions: Vec<(Vec<u8>, u64, Option<Vec<u8>>)> =
+        expected.iter().map(|(key, (seqno, value))| (key.clone(), *seqno, value.clone())).collect();
+    let shown = scan_versions(view, [KeyRange::collection(0)], step).await;
+    assert_eq!(shown, versions, "versions of {view:?} in key order");
     let mut by_seqno: Vec<(u64, Vec<u8>, Option<Vec<u8>>)> =
         expected.into_iter().map(|(key, (seqno, value))| (seqno, key, value)).collect();
     by_seqno.sort();
-    let step = [1, 7, usize::MAX][random.random_range(0..3)];
     assert_eq!(scan_seqnos(view, step).await, by_seqno, "{view:?} in seqno order");
 }
 

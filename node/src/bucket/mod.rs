@@ -44,7 +44,7 @@ pub use document::{Document, Failure};
 pub use engine::{Engine, EngineError, shard_of};
 pub use lifecycle::{BucketChange, ChangeError, Cores, Lifecycle, Step};
 pub use set::BucketSet;
-pub use settings::{BucketSettings, BucketType};
+pub use settings::{BucketSettings, BucketType, OsoBackfill};
 pub use shared::SharedBuckets;
 pub use states::{Access, Verdict, verdict};
 pub use tally::Tally;

@@ -15,6 +15,8 @@
 //! | `ephemeral_metadata_purge_interval` | seconds between two purges, at least 1 | 60 | yes |
 //! | `getl_default_timeout` | seconds that a document stays locked whose lock names no time or one beyond the longest, 1 to 3600 | 15 | yes |
 //! | `getl_max_timeout` | longest time that a document may be locked, in seconds, 1 to 3600 | 30 | yes |
+//! | `dcp_oso_backfill` | whether streams that allow it get their past in key order: `auto`, `enabled` or `disabled`; `auto` where that reads less | `auto` | yes |
+//! | `dcp_oso_max_collections_per_backfill` | most collections of such a stream, 1 to 1000 | 1 | yes |
 //!
 //! Names and defaults are the reference's, but for `max_size`, whose default there is 100 MiB.
 //!
@@ -52,14 +54,12 @@ pub enum SettingsError {
     #[error("the collections of the bucket cannot be read")]
     Collections(#[from] ManifestError),
     /// The value is none of the words it may be.
-    #[error("bucket setting {key} must be {first} or {second}, found {found:?}")]
+    #[error("bucket setting {key} must be {words}, found {found:?}")]
     Word {
         /// Which setting.
         key: &'static str,
-        /// One.
-        first: &'static str,
-        /// The other.
-        second: &'static str,
+        /// Them all.
+        words: String,
         /// What was there.
         found: String,
     },
@@ -84,7 +84,7 @@ pub enum SettingsError {
 }
 
 /// Every setting.
-pub const KEYS: [&str; 11] = [
+pub const KEYS: [&str; 13] = [
     "bucket_type",
     "max_size",
     "max_item_size",
@@ -96,10 +96,15 @@ pub const KEYS: [&str; 11] = [
     "ephemeral_metadata_purge_interval",
     "getl_default_timeout",
     "getl_max_timeout",
+    "dcp_oso_backfill",
+    "dcp_oso_max_collections_per_backfill",
 ];
 
 /// Longest time that a lock setting takes, in seconds.
 const LOCK_SECONDS_MAX: i64 = 3600;
+
+/// Most collections of a stream that may get its past in key order.
+const OSO_COLLECTIONS_MAX: i64 = 1000;
 
 /// Smallest quota, in bytes.
 const QUOTA_BYTES_MIN: i64 = 1 << 20;
@@ -142,6 +147,28 @@ impl fmt::Display for FullPolicy {
     }
 }
 
+/// Whether streams that allow it get their past in key order.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub enum OsoBackfill {
+    /// Where that reads less.
+    #[default]
+    Auto,
+    /// Always.
+    Enabled,
+    /// Never.
+    Disabled,
+}
+
+impl fmt::Display for OsoBackfill {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            OsoBackfill::Auto => "auto",
+            OsoBackfill::Enabled => "enabled",
+            OsoBackfill::Disabled => "disabled",
+        })
+    }
+}
+
 /// See the module.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BucketSettings {
@@ -167,6 +194,10 @@ pub struct BucketSettings {
     pub lock_seconds_default: u32,
     /// Longest lock, in seconds.
     pub lock_seconds_max: u32,
+    /// Whether streams that allow it get their past in key order.
+    pub oso_backfill: OsoBackfill,
+    /// Most collections of such a stream.
+    pub oso_collections_max: usize,
 }
 
 impl Default for BucketSettings {
@@ -183,6 +214,8 @@ impl Default for BucketSettings {
             purge_interval_seconds: 60,
             lock_seconds_default: 15,
             lock_seconds_max: 30,
+            oso_backfill: OsoBackfill::default(),
+            oso_collections_max: 1,
         }
     }
 }
@@ -277,6 +310,14 @@ impl BucketSettings {
             "getl_max_timeout" => {
                 self.lock_seconds_max = number("getl_max_timeout", value, 1, LOCK_SECONDS_MAX)? as u32;
             }
+            "dcp_oso_backfill" => {
+                let ways = [OsoBackfill::Auto, OsoBackfill::Enabled, OsoBackfill::Disabled];
+                self.oso_backfill = word("dcp_oso_backfill", value, ["auto", "enabled", "disabled"], ways)?;
+            }
+            "dcp_oso_max_collections_per_backfill" => {
+                let key = "dcp_oso_max_collections_per_backfill";
+                self.oso_collections_max = number(key, value, 1, OSO_COLLECTIONS_MAX)? as usize;
+            }
             _ => return Err(SettingsError::Unknown { key: key.to_owned() }),
         }
         Ok(())
@@ -292,7 +333,8 @@ impl fmt::Display for BucketSettings {
         write!(f, "ephemeral_full_policy={};ephemeral_metadata_purge_age={age};", self.full_policy)?;
         write!(f, "ephemeral_metadata_purge_interval={};", self.purge_interval_seconds)?;
         write!(f, "getl_default_timeout={};", self.lock_seconds_default)?;
-        write!(f, "getl_max_timeout={}", self.lock_seconds_max)
+        write!(f, "getl_max_timeout={};dcp_oso_backfill={};", self.lock_seconds_max, self.oso_backfill)?;
+        write!(f, "dcp_oso_max_collections_per_backfill={}", self.oso_collections_max)
     }
 }
 
@@ -319,18 +361,16 @@ fn number(key: &'static str, text: &str, min: i64, max: i64) -> Result<i64, Sett
     parsed.ok_or_else(|| SettingsError::Range { key, min, max, found: text.to_owned() })
 }
 
-fn word<T: Copy>(
+fn word<T: Copy, const N: usize>(
     key: &'static str,
     text: &str,
-    words: [&'static str; 2],
-    meanings: [T; 2],
+    words: [&'static str; N],
+    meanings: [T; N],
 ) -> Result<T, SettingsError> {
     let index = words.iter().position(|word| *word == text);
-    let [first, second] = words;
     index.map(|index| meanings[index]).ok_or_else(|| SettingsError::Word {
         key,
-        first,
-        second,
+        words: words.join(" or "),
         found: text.to_owned(),
     })
 }
@@ -358,6 +398,8 @@ mod tests {
             purge_interval_seconds: 4,
             lock_seconds_default: 5,
             lock_seconds_max: 6,
+            oso_backfill: OsoBackfill::Disabled,
+            oso_collections_max: 7,
         };
         assert_eq!(BucketSettings::parse(&other.to_string()), Ok(other));
         assert!(KEYS.iter().all(|key| other.to_string().contains(&format!("{key}="))));
@@ -374,6 +416,8 @@ mod tests {
         assert!(error("exp_pager_stime=0").contains("1 to "));
         assert!(error("getl_max_timeout=3601").contains("1 to 3600"));
         assert!(error("bucket_type=memcached").contains("persistent or ephemeral"));
+        assert!(error("dcp_oso_backfill=on").contains("auto or enabled or disabled, found \"on\""));
+        assert!(error("dcp_oso_max_collections_per_backfill=0").contains("1 to 1000"));
         assert!(error("a\\;b").contains("a;b"));
     }
 

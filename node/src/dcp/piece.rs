@@ -14,7 +14,9 @@ use super::settings::MarkerForm;
 use super::time::ClosedTime;
 use crate::bucket::Access;
 use crate::protocol::Refusal;
-use crate::protocol::dcp::{DocumentForm, Envelope, FilterSelection, StreamFlags, StreamRequest};
+use crate::protocol::dcp::{
+    DocumentForm, Envelope, FilterSelection, OutOfOrderSnapshots, Priority, StreamFlags, StreamRequest,
+};
 use crate::range_scan::{ConnectionId, ScanBuffer};
 
 /// Names a stream for the life of the node.
@@ -61,6 +63,10 @@ pub struct StreamSpec {
     pub markers: MarkerForm,
     /// Whether tombstones are left out of the first backfill from 0.
     pub skips_deletes: bool,
+    /// Whether its past may come in key order.
+    pub out_of_order: OutOfOrderSnapshots,
+    /// How urgent the work of its connection is.
+    pub priority: Priority,
     /// Whether its backfills wait for those of the connection's streams that were asked for before, on this core.
     pub is_sequential: bool,
 }

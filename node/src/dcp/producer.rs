@@ -233,7 +233,7 @@ impl Producer {
                 (self.closed.total_ns(now_ns) - self.closed.current_ns(now_ns)).into(),
             ),
             ("socket_full_duration_ns", self.socket.total_ns(now_ns).into()),
-            ("priority", format!("{:?}", settings.priority).to_lowercase().into()),
+            ("priority", settings.priority.name().into()),
             ("items_sent", totals.sent_items.into()),
             ("total_bytes_sent", totals.sent_bytes.into()),
             ("queued_bytes", totals.queued_bytes.into()),
@@ -247,6 +247,7 @@ impl Producer {
             ("synchronous_writes", settings.sync_writes.into()),
             ("synchronous_replication", settings.is_sync_replication().into()),
             ("change_streams_enabled", settings.change_streams.into()),
+            ("out_of_order_snapshots", settings.out_of_order.name().into()),
             ("flow_control", if self.window.is_on() { "enabled" } else { "disabled" }.into()),
             ("num_streams", totals.streams.into()),
         ];

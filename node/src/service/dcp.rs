@@ -369,6 +369,8 @@ impl CoreService {
             selection: filter.map(|filter| filter.selection),
             form: settings.document_form(features),
             markers: settings.marker_form(),
+            out_of_order: settings.out_of_order,
+            priority: settings.priority,
             is_sequential: settings.backfill_order == BackfillOrder::Sequential,
             skips_deletes: settings.flags.contains(OpenFlags::SKIP_DELETES_IN_INITIAL_BACKFILL),
         })

@@ -16,7 +16,8 @@ use ringbase::dcp::piece::{Content, SentPiece, StreamAnswer, StreamNumber, Strea
 use ringbase::dcp::settings::MarkerForm;
 use ringbase::dcp::streams::Streams;
 use ringbase::protocol::dcp::{
-    DcpMessage, DocumentForm, Envelope, OpenFlags, StreamEndStatus, StreamFlags, StreamRequest,
+    DcpMessage, DocumentForm, Envelope, OpenFlags, OutOfOrderSnapshots, Priority, StreamEndStatus,
+    StreamFlags, StreamRequest,
 };
 use ringbase::protocol::{Decoded, Features, FrameLimits, decode_frame};
 use ringbase::range_scan::ConnectionId;
@@ -230,6 +231,8 @@ impl Consumer {
                 purge_seqno: None,
                 form: DocumentForm::of(OpenFlags::PRODUCER, Features::NONE, false),
                 markers: MarkerForm::V1,
+                out_of_order: OutOfOrderSnapshots::Off,
+                priority: Priority::Medium,
                 is_sequential: false,
                 skips_deletes: false,
             };

@@ -15,9 +15,11 @@ use ringbase::dcp::settings::MarkerForm;
 use ringbase::dcp::streams::{PIECES_MAX, Streams};
 use ringbase::dcp::time::{ClosedTime, Spent};
 use ringbase::protocol::dcp::{
-    DcpMessage, DocumentForm, Envelope, OpenFlags, StreamEndStatus, StreamFlags, StreamRequest,
+    DcpMessage, DocumentForm, Envelope, OpenFlags, OutOfOrderSnapshots, Priority, StreamEndStatus,
+    StreamFlags, StreamRequest,
 };
 use ringbase::protocol::{Decoded, Features, FrameLimits, Status, decode_frame};
+use ringbase::range_scan::ConnectionId;
 use ringbase_storage::io::sim::{Fault, Injection};
 use ringbase_storage::types::{Seqno, VbId};
 use tracing_subscriber::layer::SubscriberExt;
@@ -70,6 +72,9 @@ pub(crate) struct Client {
     pub(crate) sent: BTreeMap<StreamNumber, Sent>,
     /// Whether the backfills of streams that are opened now are to be done one after the other.
     pub(crate) sequential: Cell<bool>,
+    /// Of streams that are opened now.
+    pub(crate) connection: Cell<ConnectionId>,
+    pub(crate) priority: Cell<Priority>,
 }
 
 impl Client {
@@ -82,6 +87,8 @@ impl Client {
             socket: Arc::default(),
             sent: BTreeMap::new(),
             sequential: Cell::default(),
+            connection: Cell::new(CLIENT),
+            priority: Cell::default(),
         }
     }
 
@@ -92,7 +99,7 @@ impl Client {
     pub(crate) fn open_from(&self, rig: &Rig, number: u64, request: StreamRequest) -> StreamAnswer {
         let spec = StreamSpec {
             number: StreamNumber(number),
-            connection: CLIENT,
+            connection: self.connection.get(),
             name: "client:one".into(),
             origin: Default::default(),
             window: self.window.clone(),
@@ -104,6 +111,8 @@ impl Client {
             purge_seqno: None,
             form: DocumentForm::of(OpenFlags::PRODUCER, Features::NONE, false),
             markers: MarkerForm::V1,
+            out_of_order: OutOfOrderSnapshots::Off,
+            priority: self.priority.get(),
             is_sequential: self.sequential.get(),
             skips_deletes: false,
         };

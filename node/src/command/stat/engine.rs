@@ -100,6 +100,8 @@ fn general(engine: &Engine, query: &StatQuery, part: &mut StatPart) {
     part.text("ep_exp_pager_stime", settings.pager_seconds);
     part.text("ep_getl_default_timeout", settings.lock_seconds_default);
     part.text("ep_getl_max_timeout", settings.lock_seconds_max);
+    part.text("ep_dcp_oso_backfill", settings.oso_backfill);
+    part.text("ep_dcp_oso_max_collections_per_backfill", settings.oso_collections_max);
     part.max("ep_num_expiry_pager_runs", bucket.context.pager_runs.get());
     for state in VbucketState::ALL {
         part.sum(format!("vb_{}_num", state.name()), 0);

@@ -32,6 +32,21 @@ pub enum Priority {
     Low,
 }
 
+impl Priority {
+    /// All there are, the most urgent first.
+    pub const ALL: [Priority; 3] = [Priority::High, Priority::Medium, Priority::Low];
+
+    /// Its value in the protocol.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Priority::High => "high",
+            Priority::Medium => "medium",
+            Priority::Low => "low",
+        }
+    }
+}
+
 /// In which order a connection's backfills run.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub enum BackfillOrder {
@@ -52,6 +67,18 @@ pub enum OutOfOrderSnapshots {
     On,
     /// Yes, and their greatest seqno is told before their end.
     OnWithSeqnoAdvanced,
+}
+
+impl OutOfOrderSnapshots {
+    /// Its value in the protocol.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            OutOfOrderSnapshots::Off => "false",
+            OutOfOrderSnapshots::On => "true",
+            OutOfOrderSnapshots::OnWithSeqnoAdvanced => "true_with_seqno_advanced",
+        }
+    }
 }
 
 /// One setting with its value.
@@ -165,6 +192,7 @@ impl<'a> Control<'a> {
             b"enable_out_of_order_snapshots" => Control::EnableOutOfOrderSnapshots(match value {
                 b"true" => OutOfOrderSnapshots::On,
                 b"true_with_seqno_advanced" => OutOfOrderSnapshots::OnWithSeqnoAdvanced,
+                b"false" => OutOfOrderSnapshots::Off,
                 _ => return Err(BAD_VALUE),
             }),
             b"include_deleted_user_xattrs" => only_true(value, Control::IncludeDeletedUserXattrs)?,
@@ -195,9 +223,7 @@ impl<'a> Control<'a> {
                 return ("set_noop_interval", interval.as_secs_f64().to_string().into());
             }
             Control::EnableNoop(on) => ("enable_noop", boolean(on)),
-            Control::SetPriority(Priority::High) => ("set_priority", "high"),
-            Control::SetPriority(Priority::Medium) => ("set_priority", "medium"),
-            Control::SetPriority(Priority::Low) => ("set_priority", "low"),
+            Control::SetPriority(priority) => ("set_priority", priority.name()),
             Control::ForceValueCompression(on) => ("force_value_compression", boolean(on)),
             Control::SupportsCursorDropping(on) => ("supports_cursor_dropping_vulcan", boolean(on)),
             Control::SupportsHifiMfu => ("supports_hifi_MFU", "true"),
@@ -206,10 +232,7 @@ impl<'a> Control<'a> {
             Control::EnableStreamId => ("enable_stream_id", "true"),
             Control::EnableSyncWrites => ("enable_sync_writes", "true"),
             Control::ConsumerName(name) => ("consumer_name", name),
-            Control::EnableOutOfOrderSnapshots(OutOfOrderSnapshots::OnWithSeqnoAdvanced) => {
-                ("enable_out_of_order_snapshots", "true_with_seqno_advanced")
-            }
-            Control::EnableOutOfOrderSnapshots(_) => ("enable_out_of_order_snapshots", "true"),
+            Control::EnableOutOfOrderSnapshots(how) => ("enable_out_of_order_snapshots", how.name()),
             Control::IncludeDeletedUserXattrs => ("include_deleted_user_xattrs", "true"),
             Control::V7DcpStatusCodes => ("v7_dcp_status_codes", "true"),
             Control::FlatbuffersSystemEvents => ("flatbuffers_system_events", "true"),
@@ -240,7 +263,7 @@ impl<'a> Control<'a> {
 mod tests {
     use super::*;
 
-    const EVERY: [Control<'_>; 27] = [
+    const EVERY: [Control<'_>; 28] = [
         Control::ConnectionBufferSize(0),
         Control::ConnectionBufferSize(u32::MAX),
         Control::EnableNoop(true),
@@ -257,6 +280,7 @@ mod tests {
         Control::EnableStreamId,
         Control::EnableSyncWrites,
         Control::ConsumerName("replica"),
+        Control::EnableOutOfOrderSnapshots(OutOfOrderSnapshots::Off),
         Control::EnableOutOfOrderSnapshots(OutOfOrderSnapshots::On),
         Control::EnableOutOfOrderSnapshots(OutOfOrderSnapshots::OnWithSeqnoAdvanced),
         Control::IncludeDeletedUserXattrs,

@@ -30,6 +30,8 @@ pub enum Mutant {
     ForgetReadErrors,
     /// A stream sends the documents of a snapshot without its marker (DCP).
     OmitMarkers,
+    /// A snapshot in key order that could not be read ends as if it had been (T3.10, DCP).
+    EndFailedOso,
     /// Records of a deleted bucket in the log are taken for damage.
     KeepGoneRecords,
     /// A deleted bucket keeps its blocks in the data file.

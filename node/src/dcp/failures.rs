@@ -152,9 +152,8 @@ impl Stream {
     }
 
     /// What the stream ends with when a document cannot be made a message.
-    pub(super) fn unsendable(&self, error: &StoredError) -> End {
-        let next = self.position.get().next();
-        self.failed(error, FailureCause::BadDocument, None, Some((next, next)))
+    pub(super) fn unsendable(&self, error: &StoredError, seqno: Seqno) -> End {
+        self.failed(error, FailureCause::BadDocument, None, Some((seqno, seqno)))
     }
 
     fn failed(

@@ -20,6 +20,8 @@ pub struct StreamMetrics {
     pub streams: Counter,
     /// Views that were opened for a backfill.
     pub backfills: Counter,
+    /// Those of them that are read in key order.
+    pub oso_backfills: Counter,
     /// Backfills that ended because data could not be read (T3.6).
     pub read_failures: Counter,
     /// Stream requests that were refused for want of memory.
@@ -40,10 +42,11 @@ impl StreamMetrics {
 
     /// The counters by name.
     #[must_use]
-    pub fn counters(&self) -> [(&'static str, u64); 4] {
+    pub fn counters(&self) -> [(&'static str, u64); 5] {
         [
             ("dcp_streams", self.streams.get()),
             ("dcp_backfills", self.backfills.get()),
+            ("dcp_oso_backfills", self.oso_backfills.get()),
             ("ep_data_read_failed", self.read_failures.get()),
             ("dcp_refused_for_memory", self.refused_for_memory.get()),
         ]

@@ -5,7 +5,8 @@
 //! [`filter`], [`stream_state`] and [`time`] belong to one stream; [`flow_control`] and [`noop`] to one connection.
 //!
 //! On top of them the two ends of a stream: [`streams`] and `stream` read a vbucket on its core into pieces ([`piece`]), with what
-//! [`collections`] and their events let through; [`producer`] is the connection, which decides on its own core which bytes leave next.
+//! [`collections`] and their events let through, by seqno or by key (`oso`); [`producer`] is the
+//! connection, which decides on its own core which bytes leave next.
 //!
 //! Seeing: [`time`] accounts for every moment of a stream, `progress` says how far its backfill is, [`flow`] leaves its marks in a trace,
 //! [`traced`] adds those of a dump up.
@@ -39,7 +40,9 @@ pub mod piece;
 pub mod collections;
 pub mod failures;
 pub mod flow;
+mod oso;
 mod progress;
+mod snapshot;
 mod stream;
 pub mod streams;
 

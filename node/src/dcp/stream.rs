@@ -1,10 +1,10 @@
 //! One stream: the task that reads its vbucket, the past first and then the present, into pieces of messages.
 //!
-//! It goes from snapshot to snapshot. If memory has everything from its position on, the snapshot is one of memory; else a view is
-//! opened and read from disk ([`SeqnoScan`]). Between snapshots it holds its position and nothing else.
+//! It goes from snapshot to snapshot (`snapshot`). If memory has everything from its position on, the snapshot is one of memory; else a view
+//! is opened and read from disk, by seqno or by key (`oso`). Between snapshots it holds its position and nothing else.
 //!
 //! Invariants
-//! - Seqnos rise; a marker goes before the first message of its snapshot, never without one.
+//! - From snapshot to snapshot seqnos rise; none is missed between them.
 //! - A view or reader is opened in the same run as its first messages (T2.1, T2.9), with a turn for a piece in hand.
 //! - Opened contents whose purge seqno the position does not reach end the stream with Rollback (T4.11).
 //! - A read that fails ends the stream with BackfillFail at once; what was not sent is dropped (T3.1, T3.2). A bug costs its connection (T3.14).
@@ -13,7 +13,7 @@
 //! - Every moment of it is spent on one thing ([`super::time`]); every backfill, its opening and each of its runs is a span that is closed
 //!   with what came of it (T1.1 to T1.7).
 //!
-//! Cost: one copy a message. A slice is at most [`SLICE_ITEMS`] messages or [`SLICE_NS`].
+//! Cost: a slice is at most [`SLICE_ITEMS`] messages or [`SLICE_NS`].
 //! Does not know: flow control, sockets.
 
 use std::cell::{Cell, RefCell};
@@ -29,26 +29,24 @@ use ringbase_storage::mutant::{Mutant, is_on};
 use ringbase_storage::scan::{SeqnoRecord, SeqnoScan};
 use ringbase_storage::seqlist::{BatchLimits, Progress};
 use ringbase_storage::sync::Event;
-use ringbase_storage::types::{BucketId, Kind, Seqno};
+use ringbase_storage::types::{BucketId, Seqno};
 use ringbase_storage::vbstore::{SeqnoReading, VbStore};
 use tracing::{Instrument, Span};
 
 use super::collections::filter_of;
 use super::filter::CollectionFilter;
 use super::flow::accounted;
+use super::oso::BackfillScan;
 use super::piece::{Content, PieceSink, StreamNumber, StreamPiece, StreamSpec};
 use super::progress::BackfillProgress;
-use super::settings::MarkerForm;
+use super::snapshot::Order;
 use super::stream_state::StreamState;
 use super::streams::{ConnectionTurns, Core, Leaving};
 use super::time::{Spent, StreamTime};
 use super::turns::Turn;
 use crate::bucket::BucketContext;
-use crate::protocol::dcp::signal::{encode_seqno_advanced, encode_stream_end};
-use crate::protocol::dcp::{
-    MarkerFlags, MarkerVersion, SnapshotMarker, StoredError, StreamEndStatus, StreamFlags, append_document,
-    append_stored,
-};
+use crate::protocol::dcp::signal::encode_stream_end;
+use crate::protocol::dcp::{MarkerFlags, StreamEndStatus, StreamFlags};
 use crate::range_scan::{ConnectionId, ScanBuffer};
 
 /// A piece is handed over when it has this many bytes.
@@ -112,7 +110,7 @@ pub(super) struct Stream {
     /// The last seqno that the client has, or will have with what is filled.
     pub(super) position: Cell<Seqno>,
     pub(super) end: Cell<Seqno>,
-    has_marked: Cell<bool>,
+    pub(super) has_marked: Cell<bool>,
     /// The last snapshot that was announced.
     pub(super) announced: Cell<(Seqno, Seqno)>,
     /// Whether it may have a view open.
@@ -158,10 +156,10 @@ struct Closing<'s> {
 }
 
 /// A piece that is being filled.
-struct Filling {
-    buffer: ScanBuffer,
+pub(super) struct Filling {
+    pub(super) buffer: ScanBuffer,
     turn: Turn,
-    items: u32,
+    pub(super) items: u32,
 }
 
 /// How a stream ends by itself.
@@ -175,19 +173,6 @@ impl End {
     pub(super) fn with(status: StreamEndStatus) -> End {
         End { status, rest: None }
     }
-}
-
-/// A snapshot that is being sent.
-struct Snapshot {
-    start: Seqno,
-    end: Seqno,
-    flags: MarkerFlags,
-    purge: Seqno,
-    is_first: bool,
-    is_announced: bool,
-    last: Seqno,
-    /// When its view was opened, of a backfill.
-    opened_ns: Option<u64>,
 }
 
 /// Reads until the stream ends or is ended; its time counts from now on.
@@ -352,7 +337,7 @@ impl Stream {
         }
     }
 
-    fn has_flag(&self, flag: StreamFlags) -> bool {
+    pub(super) fn has_flag(&self, flag: StreamFlags) -> bool {
         self.spec.request.flags.contains(flag)
     }
 
@@ -394,16 +379,6 @@ impl Stream {
         claim.misses_tombstones(purge_seqno)
     }
 
-    /// Begins a snapshot up to `end`. A stream to the latest ends with it.
-    fn snapshot(&self, end: Seqno, flags: MarkerFlags, purge: Seqno) -> Snapshot {
-        if self.has_flag(StreamFlags::TO_LATEST) || self.has_flag(StreamFlags::DISK_ONLY) {
-            self.end.set(end);
-        }
-        let (position, is_first) = (self.position.get(), !self.has_marked.get());
-        let start = if is_first { self.spec.request.snap_start } else { position.next() };
-        Snapshot { start, end, flags, purge, is_first, is_announced: false, last: position, opened_ns: None }
-    }
-
     /// Sends one snapshot of memory.
     async fn follow(&self) -> Result<(), End> {
         let span = reading_span!(self, "dcp_memory_snapshot", start = self.position.get().next().0);
@@ -419,7 +394,7 @@ impl Stream {
         if self.misses_tombstones(reading.purge_seqno()) {
             return Err(End::with(StreamEndStatus::Rollback));
         }
-        let mut snapshot = self.snapshot(reading.end(), MarkerFlags::MEMORY, Seqno(0));
+        let mut snapshot = self.snapshot(reading.end(), MarkerFlags::MEMORY, Seqno(0), Order::Seqno);
         if !self.has_marked.get() {
             snapshot.flags = snapshot.flags | MarkerFlags::CHECKPOINT;
         }
@@ -434,7 +409,7 @@ impl Stream {
                     return Err(self.reached_end(filling));
                 }
                 self.append(&mut snapshot, &SeqnoRecord::from(&item), &mut filling)
-                    .map_err(|error| self.unsendable(&error))?;
+                    .map_err(|error| self.unsendable(&error, item.seqno()))?;
                 if self.has_nothing_left() {
                     return Err(self.reached_end(filling));
                 }
@@ -482,15 +457,15 @@ impl Stream {
         read
     }
 
-    /// Opens a view of the vbucket from the position on.
-    async fn open_scan(&self) -> Result<SeqnoScan, End> {
+    /// Opens a view of the vbucket from the position on, to be read in the order that suits.
+    async fn open_scan(&self) -> Result<BackfillScan, End> {
         let from = self.position.get().next();
         let span = tracing::debug_span!(
             target: SPANS,
             "dcp_scan_open",
             flow = self.spec.number.0,
             vb = self.spec.envelope.vbucket.0,
-            kind = "by seqno",
+            kind = tracing::field::Empty,
             start = from.0,
             end = tracing::field::Empty,
             purge = tracing::field::Empty,
@@ -501,13 +476,14 @@ impl Stream {
         self.time.waits_for(Spent::Open);
         let opened = SeqnoScan::open(&self.store, from).instrument(span).await;
         let scan = match opened {
-            Ok(scan) => scan,
+            Ok(scan) => self.in_best_order(scan),
             Err(error) => {
                 closing.result = "failed";
                 return Err(self.unreadable(&error, None));
             }
         };
         self.core.metrics.backfills.add(1);
+        closing.span.record("kind", scan.kind());
         closing.span.record("end", scan.view().end().0);
         closing.span.record("purge", scan.purge_seqno().0);
         if self.misses_tombstones(scan.purge_seqno()) {
@@ -521,10 +497,17 @@ impl Stream {
     async fn read_disk(&self) -> Result<(), End> {
         let mut filling = self.fill_next(|| {}).await?;
         let mut scan = self.open_scan().await?;
-        let mut snapshot = self.snapshot(scan.view().end(), MarkerFlags::BACKFILL, scan.purge_seqno());
+        let (end, purge, order) = (scan.view().end(), scan.purge_seqno(), scan.order());
+        let mut snapshot = self.snapshot(end, MarkerFlags::BACKFILL, purge, order);
         snapshot.opened_ns = Some(scan.view().opened_ns());
+        if order == Order::Key {
+            self.announce(&mut snapshot, filling.buffer.vec());
+        }
         loop {
-            self.note_progress(&scan);
+            // How far one by key is cannot be told from seqnos.
+            if let BackfillScan::BySeqno(scan) = &scan {
+                self.note_progress(scan);
+            }
             let (state, from) = (self.state.get().name(), self.position.get().next().0);
             let span = reading_span!(self, "dcp_backfill_run", state = state, from = from);
             let mut closing = Closing::new(self, span.clone());
@@ -538,7 +521,7 @@ impl Stream {
                         return false;
                     }
                     if let Err(error) = self.append(&mut snapshot, &record, &mut filling) {
-                        failure = Some(error);
+                        failure = Some((error, record.meta.seqno));
                         return false;
                     }
                     if self.has_nothing_left() {
@@ -557,12 +540,17 @@ impl Stream {
                 Err(_) if is_on(Mutant::ForgetReadErrors) => false,
                 Err(error) => {
                     closing.result = "failed";
-                    return Err(self.unreadable(&error, scan.unreadable()));
+                    let mut end = self.unreadable(&error, scan.unreadable());
+                    if is_on(Mutant::EndFailedOso) {
+                        self.complete(&mut snapshot, &mut filling);
+                        end.rest = Some(filling);
+                    }
+                    return Err(end);
                 }
             };
-            if let Some(error) = failure {
+            if let Some((error, seqno)) = failure {
                 closing.result = "failed";
-                return Err(self.unsendable(&error));
+                return Err(self.unsendable(&error, seqno));
             }
             if is_over || !more {
                 closing.result = if is_over { "end seqno" } else { "end" };
@@ -592,82 +580,6 @@ impl Stream {
     fn status_of_next(&self) -> &'static str {
         let is_free = self.under_way.borrow().len() < PIECES_AHEAD_MAX && self.turns.pieces.is_free();
         if is_free && self.core.has_room() { SUCCESS } else { SNOOZE }
-    }
-
-    /// Appends the message of a document, and the marker before the first one of a snapshot.
-    fn append(
-        &self,
-        snapshot: &mut Snapshot,
-        record: &SeqnoRecord<'_>,
-        filling: &mut Filling,
-    ) -> Result<(), StoredError> {
-        let (meta, spec) = (&record.meta, &self.spec);
-        let is_skipped = spec.skips_deletes
-            && meta.kind.is_deleted()
-            && spec.request.start == Seqno(0)
-            && snapshot.flags.contains(MarkerFlags::DISK)
-            && snapshot.is_first;
-        let event = if meta.kind == Kind::SystemEvent { self.take_event(record) } else { None };
-        if event.is_some() || meta.kind != Kind::SystemEvent && self.carries(record.key) && !is_skipped {
-            let out = filling.buffer.vec();
-            let before = out.len();
-            if !snapshot.is_announced && !is_on(Mutant::OmitMarkers) {
-                if let Some(opened_ns) = snapshot.opened_ns {
-                    self.core.metrics.first_item_ns.record(self.now_ns().saturating_sub(opened_ns));
-                }
-                self.announce(snapshot, out);
-            }
-            let appended = match (&event, record.frame) {
-                (Some(event), _) => {
-                    event.encode(spec.envelope, out);
-                    Ok(out.len() - before)
-                }
-                (None, Some(frame)) => append_stored(frame, meta.kind, &spec.form, spec.envelope, out),
-                (None, None) => {
-                    append_document(meta, record.key, record.value, &spec.form, spec.envelope, out)
-                }
-            };
-            if let Err(error) = appended {
-                out.truncate(before);
-                return Err(error);
-            }
-            let mut counts = self.counts.get();
-            counts.bytes += (out.len() - before) as u64;
-            match snapshot.flags.contains(MarkerFlags::DISK) {
-                true => counts.disk_items += 1,
-                false => counts.memory_items += 1,
-            }
-            self.counts.set(counts);
-            filling.items += 1;
-            snapshot.last = meta.seqno;
-        }
-        self.position.set(meta.seqno);
-        Ok(())
-    }
-
-    fn announce(&self, snapshot: &mut Snapshot, out: &mut Vec<u8>) {
-        snapshot.is_announced = true;
-        self.has_marked.set(true);
-        let end = self.shown_end(snapshot.end);
-        self.announced.set((snapshot.start, end));
-        let (max_visible, high_completed, high_prepared) = (end, Seqno(0), Seqno(0));
-        let version = match self.spec.markers {
-            MarkerForm::V1 => MarkerVersion::V1,
-            MarkerForm::V2_0 => MarkerVersion::V2_0 { max_visible, high_completed },
-            MarkerForm::V2_2 => {
-                MarkerVersion::V2_2 { max_visible, high_completed, purge: snapshot.purge, high_prepared }
-            }
-        };
-        SnapshotMarker { start: snapshot.start, end, flags: snapshot.flags, version }
-            .encode(self.spec.envelope, out);
-    }
-
-    /// The snapshot was read to its end. If its last seqnos are not carried, a client with Collections is told.
-    fn complete(&self, snapshot: &mut Snapshot, filling: &mut Filling) {
-        if snapshot.last < snapshot.end && self.spec.selection.is_some() {
-            encode_seqno_advanced(snapshot.end, self.spec.envelope, filling.buffer.vec());
-        }
-        self.position.set(snapshot.end);
     }
 
     /// Hands over what is left of a snapshot; at the end of the stream together with its end.

@@ -6,6 +6,7 @@ mod dcp_backfills;
 mod dcp_bytes;
 mod dcp_failures;
 mod dcp_model;
+mod dcp_oso;
 mod dcp_streams;
 mod dcp_time;
 mod dcp_vectors;

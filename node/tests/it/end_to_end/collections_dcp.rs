@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use ringbase::client::{Bucket, Connection, DcpClient, DcpOptions, StoreMode};
 use ringbase::protocol::dcp::vb_seqnos::{VbSeqnosRequest, decode_vb_seqnos};
 use ringbase::protocol::dcp::{
-    DcpMessage, FilterSelection, ScopeId, StreamEndStatus, StreamFilter, StreamFlags, StreamReply,
-    StreamRequest, SystemEventKind,
+    Control, DcpMessage, FilterSelection, OsoSnapshot, OutOfOrderSnapshots, ScopeId, StreamEndStatus,
+    StreamFilter, StreamFlags, StreamReply, StreamRequest, SystemEventKind,
 };
 use ringbase::protocol::extras::StoreExtras;
 use ringbase::protocol::{CollectionId, ErrorContext, Feature, Opcode, Request, Status};
@@ -46,6 +46,7 @@ fn told(message: &DcpMessage<'_>) -> String {
         }
         DcpMessage::SeqnoAdvanced(seqno) => format!("advanced {seqno}"),
         DcpMessage::StreamEnd(status) => format!("end {}", status.name()),
+        DcpMessage::OsoSnapshot(edge) => format!("{edge:?}"),
         other => panic!("{other:?}"),
     }
 }
@@ -76,6 +77,9 @@ fn until(client: &mut DcpClient, last: &str) -> Vec<String> {
             if let DcpMessage::SnapshotMarker(marker) = message {
                 announced = marker.end;
                 return None;
+            }
+            if let DcpMessage::OsoSnapshot(OsoSnapshot::Start) = message {
+                announced = Seqno(u64::MAX);
             }
             let is_advance = matches!(message, DcpMessage::SeqnoAdvanced(_));
             assert!(is_advance || message.by_seqno().is_none_or(|seqno| seqno <= announced), "{message:?}");
@@ -166,6 +170,47 @@ fn events_have_their_places_among_the_documents_and_dropped_documents_are_not_se
         writer.set_manifest(manifest(0x21, "", "").as_bytes()).unwrap();
         let dropped = until(&mut early, "drop scope");
         assert_eq!(dropped, ["drop 0.b uid 21 @12", "drop 8.cafe uid 21 @13", "drop scope 8 uid 21 @14"]);
+    });
+}
+
+/// DCP §8: the past of a collection comes in key order to a client that allows it, where the bucket says so and keeps keys in order; to others by seqno.
+#[test]
+fn a_collection_comes_in_key_order_to_a_client_that_allows_it() {
+    for_each_kind(|node, bucket| {
+        let mut writer = with_collections(node, bucket);
+        writer.set_manifest(manifest(1, "", SHOP).as_bytes()).unwrap();
+        let [a, b] = fill(&mut writer, &[0, 9]);
+        assert_eq!(set(&mut writer, 9, &a, b"newer"), Status::SUCCESS);
+        assert_eq!(set(&mut writer, 0, &b, b"newer"), Status::SUCCESS);
+        let until_durable =
+            Request::new(Opcode::SEQNO_PERSISTENCE).vbucket(VB).extras(&[0, 0, 0, 0, 0, 0, 0, 9]);
+        if bucket == "default" {
+            writer.call(until_durable, |_| ()).unwrap();
+        }
+        let [first, second] = if a < b { [(&a, 8), (&b, 7)] } else { [(&b, 7), (&a, 8)] };
+        let line = |(name, seqno): (&String, u64)| format!("set 9:{name} @{seqno}");
+        let event = "create 8.9 orders uid 1 @2".to_owned();
+        let advance = || "advanced 9".to_owned();
+        let by_seqno = [event.clone(), line((&b, 7)), line((&a, 8)), advance(), "end Ok".to_owned()];
+        let documents = [event, line(first), line(second), advance()];
+        let by_key =
+            [&["Start".to_owned()], &documents[..], &["End".to_owned(), "end Ok".to_owned()]].concat();
+        let ask = |name: &str, allows: OutOfOrderSnapshots| {
+            let mut client = producer(node, bucket, name, true);
+            client.control(&Control::EnableOutOfOrderSnapshots(allows)).unwrap();
+            let reply = open(&mut client, StreamFlags::DISK_ONLY, Some(&collections(&[9])));
+            assert!(matches!(reply, StreamReply::Accepted(_)), "{reply:?}");
+            until(&mut client, "end")
+        };
+        let (on, off) = (OutOfOrderSnapshots::OnWithSeqnoAdvanced, OutOfOrderSnapshots::Off);
+        writer.set_param("dcp_oso_backfill", "enabled").unwrap();
+        let expected = if bucket == "default" { &by_key[..] } else { &by_seqno[..] };
+        assert_eq!(ask("allows", on), expected);
+        assert_eq!(ask("does not", off), by_seqno);
+        writer.set_param("dcp_oso_backfill", "disabled").unwrap();
+        assert_eq!(ask("allows", on), by_seqno);
+        assert_eq!(stat(&mut writer, "", "ep_dcp_oso_backfill").as_deref(), Some("disabled"));
+        assert!(writer.set_param("dcp_oso_backfill", "sometimes").is_err());
     });
 }
 

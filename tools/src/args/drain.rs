@@ -49,6 +49,9 @@ pub(crate) struct DcpDrainArgs {
     /// Give all streams this id, 1 to 65535
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) stream_id: Option<u16>,
+    /// Allow the past of the collections in key order, "out of sequence order": the node decides
+    #[arg(long, requires = "collection", conflicts_with = "from")]
+    pub(crate) oso: bool,
     /// Begin after this seqno
     #[arg(long, value_name = "SEQNO", default_value_t = 0)]
     pub(crate) from: u64,

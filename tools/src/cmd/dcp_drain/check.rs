@@ -1,5 +1,7 @@
 //! What a stream promises, checked message by message.
 //!
+//! In a snapshot in key order seqnos may come in any order; its keys are compared, and what follows lies behind its greatest seqno.
+//!
 //! Invariants
 //! - Memory is bounded: a [`KeyBudget`] limits the hashes of keys that are remembered, [`Violations`] the texts.
 //! - A broken promise is found once: what follows is compared with what came, not with what should have come.
@@ -11,7 +13,7 @@ use std::collections::HashSet;
 use std::fmt;
 use std::hash::{BuildHasherDefault, Hasher};
 
-use ringbase::protocol::dcp::{DcpMessage, MarkerFlags, SnapshotMarker, StreamEndStatus};
+use ringbase::protocol::dcp::{DcpMessage, MarkerFlags, OsoSnapshot, SnapshotMarker, StreamEndStatus};
 use ringbase_storage::types::{Seqno, VbId};
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -103,16 +105,19 @@ pub(super) struct StreamCheck {
     vbucket: VbId,
     last: Seqno,
     snapshot: Option<(Seqno, Seqno)>,
+    allows_oso: bool,
+    /// The greatest seqno of the snapshot in key order that is being received.
+    oso: Option<Seqno>,
     keys: HashSet<u64, BuildAsIs>,
     compares_keys: bool,
     end: Option<StreamEndStatus>,
 }
 
 impl StreamCheck {
-    /// A stream that begins after seqno `start`.
-    pub(super) fn new(vbucket: VbId, start: Seqno) -> StreamCheck {
-        let keys = HashSet::default();
-        StreamCheck { vbucket, last: start, snapshot: None, keys, compares_keys: false, end: None }
+    /// A stream that begins after seqno `start`, and may begin with a snapshot in key order.
+    pub(super) fn new(vbucket: VbId, start: Seqno, allows_oso: bool) -> StreamCheck {
+        let (last, snapshot, oso, keys) = (start, None, None, HashSet::default());
+        StreamCheck { vbucket, last, snapshot, allows_oso, oso, keys, compares_keys: false, end: None }
     }
 
     /// How it ended, if it has.
@@ -138,8 +143,13 @@ impl StreamCheck {
             }
             DcpMessage::SystemEvent(event) => self.advance(event.by_seqno, found),
             DcpMessage::SeqnoAdvanced(seqno) => self.advance(*seqno, found),
+            DcpMessage::OsoSnapshot(edge) if self.allows_oso => self.oso_edge(*edge, budget, found),
             DcpMessage::StreamEnd(status) => {
                 self.forget_keys(budget);
+                if self.oso.is_some() && *status == StreamEndStatus::Ok {
+                    let text = "the end of the stream in a snapshot in key order";
+                    found.add((self.vbucket, self.last), text, "the end of the snapshot before it");
+                }
                 self.end = Some(*status);
                 if *status != StreamEndStatus::Ok {
                     let text = format!("the end of the stream with status {}", status.name());
@@ -160,10 +170,30 @@ impl StreamCheck {
         }
     }
 
+    fn oso_edge(&mut self, edge: OsoSnapshot, budget: &mut KeyBudget, found: &mut Violations) {
+        let place = (self.vbucket, self.last);
+        match (edge, self.oso.take()) {
+            (OsoSnapshot::Start, None) if self.snapshot.is_none() => {
+                (self.oso, self.compares_keys) = (Some(self.last), true);
+            }
+            (OsoSnapshot::End, Some(greatest)) => {
+                self.forget_keys(budget);
+                (self.snapshot, self.last) = (Some((self.last, greatest)), greatest);
+            }
+            (edge, oso) => {
+                self.oso = oso;
+                let text = format!("{edge:?} of a snapshot in key order");
+                found.add(place, text, "one start, before all snapshots, and one end behind it");
+            }
+        }
+    }
+
     fn begin_snapshot(&mut self, marker: &SnapshotMarker, budget: &mut KeyBudget, found: &mut Violations) {
         let text = || format!("a snapshot from {} to {}", marker.start, marker.end);
         let place = (self.vbucket, self.last);
-        if marker.start > marker.end {
+        if self.oso.take().is_some() {
+            found.add(place, text(), "the end of the snapshot in key order before it");
+        } else if marker.start > marker.end {
             found.add(place, text(), "a start that is not above the end");
         } else if marker.end < self.last {
             found.add(place, text(), format!("an end of at least {}", self.last));
@@ -177,6 +207,10 @@ impl StreamCheck {
 
     fn advance(&mut self, seqno: Seqno, found: &mut Violations) {
         let place = (self.vbucket, seqno);
+        if let Some(greatest) = &mut self.oso {
+            *greatest = seqno.max(*greatest);
+            return;
+        }
         if seqno <= self.last {
             found.add(place, format!("seqno {seqno}"), format!("one above {}", self.last));
         }
@@ -260,8 +294,12 @@ mod tests {
         DcpMessage::StreamEnd(status)
     }
 
+    const START: DcpMessage<'static> = DcpMessage::OsoSnapshot(OsoSnapshot::Start);
+    const END: DcpMessage<'static> = DcpMessage::OsoSnapshot(OsoSnapshot::End);
+
     fn violations(keys: usize, messages: &[DcpMessage<'_>]) -> (Vec<String>, u64) {
-        let mut check = StreamCheck::new(VbId(7), Seqno(0));
+        let allows_oso = messages.first() == Some(&START);
+        let mut check = StreamCheck::new(VbId(7), Seqno(0), allows_oso);
         let (mut budget, mut found) = (KeyBudget::new(keys), Violations::default());
         messages.iter().for_each(|message| check.take(message, &mut budget, &mut found));
         (found.kept.iter().map(Violation::to_string).collect(), budget.snapshots_unchecked)
@@ -279,6 +317,17 @@ mod tests {
             ended(StreamEndStatus::Ok),
         ];
         assert_eq!(violations(100, &messages), (Vec::new(), 0));
+        let in_key_order = [
+            START,
+            mutation(9, "a"),
+            mutation(2, "b"),
+            DcpMessage::SeqnoAdvanced(Seqno(12)),
+            END,
+            marker(13, 15),
+            mutation(15, "a"),
+            ended(StreamEndStatus::Ok),
+        ];
+        assert_eq!(violations(100, &in_key_order), (Vec::new(), 0));
     }
 
     #[test]
@@ -296,6 +345,13 @@ mod tests {
             (vec![ended(StreamEndStatus::BackfillFail)], "status BackfillFail, expected status Ok"),
             (vec![ok, marker(0, 1)], "a message after the end with status Ok"),
             (vec![DcpMessage::Noop], "only messages that were asked for"),
+            (vec![END], "only messages that were asked for"),
+            (vec![START, mutation(2, "a"), mutation(1, "a")], "key \"a\" again"),
+            (vec![START, START], "one start, before all snapshots"),
+            (vec![START, END, END], "one start, before all snapshots"),
+            (vec![START, mutation(2, "a"), marker(0, 2)], "the end of the snapshot in key order before it"),
+            (vec![START, ended(StreamEndStatus::Ok)], "the end of the snapshot before it"),
+            (vec![START, mutation(7, "a"), END, marker(0, 9)], "a start above 7"),
         ] {
             let (found, _) = violations(100, &messages);
             assert_eq!(found.len(), 1, "{messages:?}: {found:?}");

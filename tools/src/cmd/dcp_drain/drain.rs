@@ -15,7 +15,8 @@ use std::time::{Duration, Instant};
 
 use ringbase::client::{ClientError, ConnectOptions, Connection, DcpClient, DcpOptions};
 use ringbase::protocol::dcp::{
-    Control, DcpMessage, Envelope, StreamFilter, StreamId, StreamReply, StreamRequest,
+    Control, DcpMessage, Envelope, OsoSnapshot, OutOfOrderSnapshots, StreamFilter, StreamId, StreamReply,
+    StreamRequest,
 };
 use ringbase::protocol::{DocumentKey, Status};
 use ringbase_storage::types::{Seqno, VbId};
@@ -43,6 +44,8 @@ pub(super) struct Plan {
     pub(super) request: StreamRequest,
     pub(super) filter: Option<StreamFilter>,
     pub(super) needs_collections: bool,
+    /// The past may come in key order.
+    pub(super) allows_oso: bool,
     /// Ask and then read nothing.
     pub(super) hangs: bool,
     /// The streams end by themselves.
@@ -120,6 +123,8 @@ pub(super) struct Counts {
     pub(super) deletions: u64,
     pub(super) system_events: u64,
     pub(super) snapshots: u64,
+    /// Those of them in key order.
+    pub(super) oso_snapshots: u64,
     pub(super) message_bytes: u64,
     pub(super) key_bytes: u64,
     pub(super) value_bytes: u64,
@@ -141,6 +146,7 @@ impl Counts {
         self.deletions += other.deletions;
         self.system_events += other.system_events;
         self.snapshots += other.snapshots;
+        self.oso_snapshots += other.oso_snapshots;
         self.message_bytes += other.message_bytes;
         self.key_bytes += other.key_bytes;
         self.value_bytes += other.value_bytes;
@@ -262,6 +268,10 @@ impl<'a> Drain<'a> {
         if plan.stream_id.is_some() {
             client.control(&Control::EnableStreamId)?;
         }
+        if plan.allows_oso {
+            let how = OutOfOrderSnapshots::OnWithSeqnoAdvanced;
+            client.control(&Control::EnableOutOfOrderSnapshots(how))?;
+        }
         Ok(Drain { plan, name, vbuckets, client, receiver })
     }
 
@@ -326,7 +336,7 @@ impl<'a> Drain<'a> {
         }
         match self.client.stream(vbucket, &request, self.plan.filter.as_ref()) {
             Ok(StreamReply::Accepted(_)) => {
-                self.receiver.checks.insert(vbucket, StreamCheck::new(vbucket, start));
+                self.receiver.checks.insert(vbucket, StreamCheck::new(vbucket, start, self.plan.allows_oso));
                 Ok(())
             }
             Ok(StreamReply::Rollback(seqno)) => Err(DrainError::Rollback { vbucket, start, seqno }),
@@ -416,6 +426,10 @@ impl Receiver<'_> {
         self.ended += usize::from(was_open && check.end().is_some());
         match message {
             DcpMessage::SnapshotMarker(_) => counts.snapshots += 1,
+            DcpMessage::OsoSnapshot(OsoSnapshot::Start) => {
+                counts.snapshots += 1;
+                counts.oso_snapshots += 1;
+            }
             DcpMessage::SystemEvent(_) => counts.system_events += 1,
             DcpMessage::Mutation(mutation) => {
                 counts.mutations += 1;
@@ -440,7 +454,7 @@ impl Receiver<'_> {
             | DcpMessage::Prepare(_)
             | DcpMessage::Outcome(_)
             | DcpMessage::SeqnoAdvanced(_)
-            | DcpMessage::OsoSnapshot(_)
+            | DcpMessage::OsoSnapshot(OsoSnapshot::End)
             | DcpMessage::SetVbucketState(_)
             | DcpMessage::Noop => {}
         }

@@ -142,6 +142,7 @@ fn plan(global: &GlobalArgs, args: &DcpDrainArgs) -> Result<Plan, Failure> {
         request,
         filter: needs_collections.then_some(filter),
         needs_collections,
+        allows_oso: args.oso,
         hangs: args.hang,
         ends,
         lasts: args.seconds.map(Duration::from_secs_f64),

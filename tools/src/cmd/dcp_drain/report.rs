@@ -64,6 +64,7 @@ fn connection_json(drain: &ConnectionDrain) -> Value {
         "deletions": counts.deletions,
         "system_events": counts.system_events,
         "snapshots": counts.snapshots,
+        "oso_snapshots": counts.oso_snapshots,
         "snapshots_with_keys_not_compared": counts.snapshots_unchecked,
         "message_bytes": counts.message_bytes,
         "key_bytes": counts.key_bytes,
@@ -88,6 +89,7 @@ pub(super) fn write_report(
         "MUTATIONS",
         "DELETIONS",
         "SNAPSHOTS",
+        "OSO",
         "MESSAGE BYTES",
         "OVERHEAD BYTES",
         "SECONDS",
@@ -102,6 +104,7 @@ pub(super) fn write_report(
             counts.mutations,
             counts.deletions,
             counts.snapshots,
+            counts.oso_snapshots,
             counts.message_bytes,
             counts.overhead_bytes(),
         ];

@@ -5,6 +5,7 @@
 
 use ringbase_storage::shard::{Counter, Recorder};
 
+use super::slots::SlotMetrics;
 use super::time::{Spent, SpentTimes};
 
 /// See the module.
@@ -12,6 +13,8 @@ use super::time::{Spent, SpentTimes};
 pub struct StreamMetrics {
     /// What the streams spend their time on.
     pub spent: SpentTimes,
+    /// How long backfills waited until they might read.
+    pub slots: SlotMetrics,
     /// Nanoseconds from a backfill's view being opened to its first message being made (T2.10).
     pub first_item_ns: Recorder,
     /// Bytes of messages in a piece.
@@ -37,18 +40,19 @@ impl StreamMetrics {
             ("dcp_snapshot_to_first_item_ns".to_owned(), &self.first_item_ns),
             ("dcp_piece_bytes".to_owned(), &self.piece_bytes),
         ];
-        spent.into_iter().chain(others).collect()
+        spent.into_iter().chain(others).chain(self.slots.recorders()).collect()
     }
 
     /// The counters by name.
     #[must_use]
-    pub fn counters(&self) -> [(&'static str, u64); 5] {
-        [
+    pub fn counters(&self) -> Vec<(&'static str, u64)> {
+        let counters = [
             ("dcp_streams", self.streams.get()),
             ("dcp_backfills", self.backfills.get()),
             ("dcp_oso_backfills", self.oso_backfills.get()),
             ("ep_data_read_failed", self.read_failures.get()),
             ("dcp_refused_for_memory", self.refused_for_memory.get()),
-        ]
+        ];
+        counters.into_iter().chain(self.slots.counters()).collect()
     }
 }

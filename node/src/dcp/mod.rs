@@ -5,7 +5,7 @@
 //! [`filter`], [`stream_state`] and [`time`] belong to one stream; [`flow_control`] and [`noop`] to one connection.
 //!
 //! On top of them the two ends of a stream: [`streams`] and `stream` read a vbucket on its core into pieces ([`piece`]), with what
-//! [`collections`] and their events let through, by seqno or by key (`oso`); [`producer`] is the
+//! [`collections`] and their events let through, by seqno or by key (`oso`), when they have a slot ([`slots`]); [`producer`] is the
 //! connection, which decides on its own core which bytes leave next.
 //!
 //! Seeing: [`time`] accounts for every moment of a stream, `progress` says how far its backfill is, [`flow`] leaves its marks in a trace,
@@ -31,6 +31,9 @@ pub mod request;
 
 pub mod time;
 pub mod traced;
+
+mod fair;
+pub mod slots;
 
 pub mod metrics;
 mod turns;

@@ -39,6 +39,7 @@ use super::flow::accounted;
 use super::oso::BackfillScan;
 use super::piece::{Content, PieceSink, StreamNumber, StreamPiece, StreamSpec};
 use super::progress::BackfillProgress;
+use super::slots::{GivesBack, Slot};
 use super::snapshot::Order;
 use super::stream_state::StreamState;
 use super::streams::{ConnectionTurns, Core, Leaving};
@@ -115,6 +116,8 @@ pub(super) struct Stream {
     pub(super) announced: Cell<(Seqno, Seqno)>,
     /// Whether it may have a view open.
     pub(super) has_slot: Cell<bool>,
+    /// The right to read, of a backfill that does.
+    pub(super) slot: RefCell<Option<Slot>>,
     pub(super) counts: Cell<Counts>,
     /// Of the backfill whose view is open.
     pub(super) progress: Cell<Option<BackfillProgress>>,
@@ -215,6 +218,7 @@ impl Stream {
             has_marked: Cell::new(false),
             announced: Cell::new((spec.request.snap_start, spec.request.snap_end)),
             has_slot: Cell::new(false),
+            slot: RefCell::default(),
             counts: Cell::default(),
             progress: Cell::default(),
             time: StreamTime::new(core.env.clock.monotonic_ns(), spec.window.clone(), spec.socket.clone()),
@@ -446,8 +450,9 @@ impl Stream {
                 true => Some(self.turns.order.take().await),
                 false => None,
             };
-            let _slot = self.turns.backfills.take().await;
+            let _backfill = self.turns.backfills.take().await;
             self.has_slot.set(true);
+            let _slot = GivesBack(self);
             self.read_disk().await
         };
         let read = read.instrument(span).await;
@@ -578,8 +583,13 @@ impl Stream {
 
     /// What a run with a full buffer ends with: whether the next one may begin at once.
     fn status_of_next(&self) -> &'static str {
+        if self.may_go_on() { SUCCESS } else { SNOOZE }
+    }
+
+    /// Whether the next piece may be filled at once, and nobody else wants to read instead.
+    fn may_go_on(&self) -> bool {
         let is_free = self.under_way.borrow().len() < PIECES_AHEAD_MAX && self.turns.pieces.is_free();
-        if is_free && self.core.has_room() { SUCCESS } else { SNOOZE }
+        is_free && self.core.has_room() && !self.core.slots.is_wanted()
     }
 
     /// Hands over what is left of a snapshot; at the end of the stream together with its end.
@@ -618,11 +628,14 @@ impl Stream {
 
     /// Waits until one more piece may be filled; `park` is called if that takes long.
     async fn fill_next(&self, park: impl FnOnce()) -> Result<Filling, End> {
+        if !self.may_go_on() {
+            drop(self.slot.take());
+        }
         let turn = async {
             self.time.waits_for(Spent::Credit);
             self.changed.until(|| self.under_way.borrow().len() < PIECES_AHEAD_MAX).await;
             let turn = self.turns.pieces.take().await;
-            self.wait_for_memory().await;
+            self.wait_for_room().await;
             turn
         };
         let mut turn = std::pin::pin!(turn);
@@ -648,12 +661,20 @@ impl Stream {
         }
     }
 
-    /// Waits until the core's streams may hold one more piece; the only one of a connection always may be held.
-    async fn wait_for_memory(&self) {
+    /// Waits until the core's streams may hold one more piece, and of a backfill until it may read; the only piece of a connection always may be
+    /// held. Who waits for memory holds no slot.
+    async fn wait_for_room(&self) {
         let has_room = || self.turns.pieces.taken() <= 1 || self.core.has_room();
-        while !has_room() {
-            self.time.waits_for(Spent::Memory);
-            or(self.core.freed.until(has_room), self.core.env.spawn.sleep(MEMORY_WAIT)).await;
+        loop {
+            while !has_room() {
+                drop(self.slot.take());
+                self.time.waits_for(Spent::Memory);
+                or(self.core.freed.until(has_room), self.core.env.spawn.sleep(MEMORY_WAIT)).await;
+            }
+            if !self.has_slot.get() || self.slot.borrow().is_some() {
+                return;
+            }
+            self.take_slot().await;
         }
     }
 }

@@ -8,7 +8,7 @@
 //! - When a stream ends, its task lets go of buffer, view and reader as soon as it runs. What it handed over keeps its turns until it
 //!   comes home.
 //! - Buffers of one connection's streams on a core: [`PIECES_MAX`] pieces' worth of bytes, and what one document exceeds a piece by.
-//!   Open backfills of them: at most [`BACKFILLS_MAX`].
+//!   Open backfills of them: at most [`BACKFILLS_MAX`]. Of all backfills of a core at most [`SLOTS_MAX`] read at the same moment.
 //! - Buffers of all streams of a core: the bytes it was given, one piece for each connection, and what documents exceed their pieces by.
 //!
 //! Cost: a task a stream; nothing while it is up to date.
@@ -30,6 +30,7 @@ use super::metrics::StreamMetrics;
 use super::piece::{PieceSink, SentPiece, StreamAnswer, StreamNumber, StreamSpec};
 use super::request::{Reach, at_latest, bound, check};
 use super::rollback::{Decision, History, decide};
+use super::slots::{SLOTS_MAX, Slots};
 use super::stream::{Stream, run};
 use super::turns::{Turn, Turns};
 use crate::bucket::{BucketContext, Verdict, verdict};
@@ -72,6 +73,8 @@ pub(super) struct Core {
     pub(super) pool: BufferPool,
     pub(super) metrics: StreamMetrics,
     pub(super) failures: ReadFailures,
+    /// Of backfills that read.
+    pub(super) slots: Rc<Slots>,
     bytes_max: usize,
     /// A buffer came home.
     pub(super) freed: Event,
@@ -103,6 +106,7 @@ impl Streams {
             pool: BufferPool::default(),
             metrics: StreamMetrics::default(),
             failures: ReadFailures::default(),
+            slots: Slots::new(SLOTS_MAX),
             bytes_max: bytes_max.max(BYTES_MIN),
             freed: Event::default(),
             streams: RefCell::default(),

@@ -24,7 +24,7 @@ pub enum Spent {
     Running,
     /// Waiting for others of its core, which had no more time for it.
     Turn,
-    /// Waiting until one more backfill of its connection may be open.
+    /// Waiting until one more backfill of its connection may be open, or one more of its core may read.
     Slot,
     /// Waiting for a view of the vbucket to be opened.
     Open,

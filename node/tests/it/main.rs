@@ -7,6 +7,7 @@ mod dcp_bytes;
 mod dcp_failures;
 mod dcp_model;
 mod dcp_oso;
+mod dcp_slots;
 mod dcp_streams;
 mod dcp_time;
 mod dcp_vectors;

@@ -85,6 +85,14 @@ impl BackfillScan {
         }
     }
 
+    /// As [`SeqnoScan::failure_ahead`]; a scan by key reads nothing ahead.
+    pub(super) async fn failure_ahead(&mut self) -> ReadError {
+        match self {
+            BackfillScan::BySeqno(scan) => scan.failure_ahead().await,
+            BackfillScan::ByKey(_) => std::future::pending().await,
+        }
+    }
+
     /// Lets go of what was read ahead.
     pub(super) fn park(&mut self) {
         match self {

@@ -393,7 +393,7 @@ impl Stream {
     }
 
     async fn read_memory(&self) -> Result<(), End> {
-        let mut filling = self.fill_next(|| {}).await?;
+        let mut filling = self.fill_next(None).await?;
         let mut reading: SeqnoReading = self.store.open_seqnos(self.position.get().next());
         if self.misses_tombstones(reading.purge_seqno()) {
             return Err(End::with(StreamEndStatus::Rollback));
@@ -432,7 +432,7 @@ impl Stream {
             }
             if is_full(&mut filling) {
                 self.hand_over(filling);
-                filling = self.fill_next(|| {}).await?;
+                filling = self.fill_next(None).await?;
             }
             self.time.waits_for(Spent::Turn);
             self.core.env.relax().await;
@@ -500,7 +500,7 @@ impl Stream {
     }
 
     async fn read_disk(&self) -> Result<(), End> {
-        let mut filling = self.fill_next(|| {}).await?;
+        let mut filling = self.fill_next(None).await?;
         let mut scan = self.open_scan().await?;
         let (end, purge, order) = (scan.view().end(), scan.purge_seqno(), scan.order());
         let mut snapshot = self.snapshot(end, MarkerFlags::BACKFILL, purge, order);
@@ -570,7 +570,7 @@ impl Stream {
                 self.hand_over(filling);
                 (closing.result, closing.status) = ("buffer full", self.status_of_next());
                 drop(closing);
-                filling = self.fill_next(|| scan.park()).await?;
+                filling = self.fill_next(Some(&mut scan)).await?;
             } else {
                 closing.result = if taken >= SLICE_ITEMS { "items" } else { "time" };
                 closing.status = SUCCESS;
@@ -626,8 +626,9 @@ impl Stream {
         (buffer, items)
     }
 
-    /// Waits until one more piece may be filled; `park` is called if that takes long.
-    async fn fill_next(&self, park: impl FnOnce()) -> Result<Filling, End> {
+    /// Waits until one more piece may be filled. If that takes long `scan` lets go of what was read ahead; if that shows before that what comes next
+    /// cannot be read, the stream has failed, with room or without (T3.15).
+    async fn fill_next(&self, mut scan: Option<&mut BackfillScan>) -> Result<Filling, End> {
         if !self.may_go_on() {
             drop(self.slot.take());
         }
@@ -639,15 +640,27 @@ impl Stream {
             turn
         };
         let mut turn = std::pin::pin!(turn);
-        let in_time = or(async { Some(turn.as_mut().await) }, async {
+        let patience = async {
             self.core.env.spawn.sleep(PARK_AFTER).await;
-            None
-        });
-        let turn = match in_time.await {
-            Some(turn) => turn,
-            None => {
-                park();
+            Ok(None)
+        };
+        let ahead = async {
+            match scan.as_deref_mut() {
+                Some(scan) => Err(scan.failure_ahead().await),
+                None => std::future::pending().await,
+            }
+        };
+        let turn = match or(async { Ok(Some(turn.as_mut().await)) }, or(ahead, patience)).await {
+            Ok(Some(turn)) => turn,
+            Ok(None) => {
+                if let Some(scan) = scan {
+                    scan.park();
+                }
                 turn.await
+            }
+            Err(error) => {
+                let seqnos = scan.and_then(|scan| scan.unreadable());
+                return Err(self.unreadable(&error, seqnos));
             }
         };
         self.time.waits_for(Spent::Turn);

@@ -206,3 +206,57 @@ fn a_closed_stream_reads_no_further_and_has_not_failed() {
     assert!(client.streams.failures(BUCKET, None).is_empty());
     assert_eq!(client.sent[&ONE].end, None);
 }
+
+/// Where the only stream stands.
+fn position(client: &Client) -> u64 {
+    let mut position = 0;
+    client.streams.each(BUCKET, None, &mut |facts| {
+        let field = facts.fields.iter().find(|(name, _)| name == "last_read_seqno");
+        position = field.and_then(|(_, value)| value.as_u64()).unwrap_or_default();
+    });
+    position
+}
+
+/// T3.2, T3.15: a stream that stands in front of a bad block and may not go on says so within 100 ms: while its client takes nothing, and while
+/// streams hold more memory than they may.
+#[test]
+fn a_bad_block_is_told_at_once_without_room_for_what_is_in_it() {
+    for bytes_max in [64 << 20, 1] {
+        // One document a block: a stream without room stands in front of one.
+        let world = || {
+            let rig = Rig::new(23);
+            let writer = rig.writer();
+            rig.sim.block_on(async {
+                for number in 0..40_u8 {
+                    writer.put(&[b'k', number], Some(&[number + 1; 15_000])).await;
+                }
+                writer.settle(true).await;
+            });
+            let client = Client::of(&rig, bytes_max);
+            (rig, client)
+        };
+        let (rig, client) = world();
+        client.open(&rig, 1, TO_LATEST);
+        rig.settle();
+        let stands_at = position(&client);
+        assert!((3..30).contains(&stands_at), "{stands_at}");
+
+        let (rig, mut client) = world();
+        rig.settle();
+        let value = [stands_at as u8 + 1; 64];
+        let image = rig.disk.image("data");
+        let place = image.windows(64).position(|bytes| bytes == value).expect("it was flushed") as u64;
+        rig.disk.inject(Injection::next(Fault::ReadError).on("data").at(place..place + 1).sticky());
+        client.open(&rig, 1, TO_LATEST);
+        rig.settle();
+        let has_failed = client.pieces.arrived.borrow().iter().any(|piece| piece.discards);
+        assert!(has_failed, "{bytes_max}: at {stands_at}");
+        let unreadable = only_failure(&client).unreadable;
+        assert_eq!(unreadable, Some((Seqno(stands_at + 1), Seqno(stands_at + 1))));
+        client.take_all(&rig);
+        let sent = &client.sent[&ONE];
+        assert_eq!((sent.end, sent.discarded), (BACKFILL_FAIL, true));
+        assert!(sent.seqnos.iter().copied().eq((1..=stands_at).map(Seqno)));
+        assert_eq!((rig.views(), client.streams.buffer_bytes()), (0, 0));
+    }
+}

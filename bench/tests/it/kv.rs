@@ -4,12 +4,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::{Outcome, node, ringbench};
-
-/// A directory on a disk; the usual place for temporary files may be in memory.
-fn scratch() -> tempfile::TempDir {
-    tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
-}
+use super::{Outcome, node, ringbench, scratch};
 
 fn kv(scratch: &Path, words: &[&str]) -> Outcome {
     let node = node();

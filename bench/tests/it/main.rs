@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "all of this crate is tests, helpers too")]
 
+mod backfill;
 mod kv;
 
 use std::path::{Path, PathBuf};
@@ -42,4 +43,9 @@ pub(crate) fn node() -> PathBuf {
         .expect("cargo runs this test");
     assert!(built.success(), "the node could not be built");
     profile_directory.join("ringbase")
+}
+
+/// A directory on a disk; the usual place for temporary files may be in memory.
+pub(crate) fn scratch() -> tempfile::TempDir {
+    tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
 }

@@ -15,8 +15,8 @@ use super::drain::Drained;
 use crate::report::median;
 
 /// What a stream spends its time on, as the node names it.
-pub(super) const SPENT: [&str; 8] =
-    ["running", "turn", "slot", "credit", "window", "memory", "device", "up_to_date"];
+pub(super) const SPENT: [&str; 10] =
+    ["running", "turn", "slot", "open", "device", "credit", "window", "socket", "memory", "up_to_date"];
 
 /// What is in the node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -257,7 +257,7 @@ mod tests {
             items: 1_000_000,
             bytes: 100_000_000,
             server_cpu_seconds: 0.5,
-            spent_seconds: [3.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0],
+            spent_seconds: [3.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0],
             ..Row::new(round, kind, Cell { set, connections, window: Window(0) })
         }
     }

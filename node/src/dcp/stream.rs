@@ -70,7 +70,7 @@ const SLICE_NS: u64 = 200_000;
 const CLOCK_ITEMS: usize = 32;
 
 /// Who waits longer than this to fill a piece lets go of what it read ahead.
-const PARK_AFTER: Duration = Duration::from_millis(50);
+const PARK_AFTER: Duration = Duration::from_millis(250);
 
 /// How long to wait for memory before looking again: a buffer that went with its connection is not announced.
 const MEMORY_WAIT: Duration = Duration::from_millis(100);

@@ -94,7 +94,7 @@ fn classes_read_by_weight_and_connections_of_a_class_alike() {
 #[test]
 fn one_stream_is_not_delayed_by_a_thousand_of_another_connection() {
     let lasts = |others: u64| {
-        let rig = slow_disk(52, 700);
+        let rig = slow_disk(52, 4_000);
         let mut client = Client::of(&rig, 256 << 20);
         open(&client, &rig, 1..others + 1, 1, Priority::Medium);
         take_until(&mut client, &rig, |_, taken| taken.len() >= 50);

@@ -25,8 +25,9 @@ use crate::seqlog::{Segment, seqlog_block};
 use crate::types::{ItemMeta, Seqno};
 use crate::vbstore::{Parts, ReadView, SeqnoReading, VbStore, ViewError};
 
-/// Bytes of seqlog blocks read ahead; the last block may exceed it.
-const AHEAD_BYTES: usize = 512 << 10;
+/// Bytes of seqlog blocks read ahead, at most; the last block may exceed it. A scan begins with one long read, also after it was parked, and doubles
+/// what it reads ahead each time it comes to read more: one that is often interrupted wastes little.
+const AHEAD_BYTES_MAX: usize = 512 << 10;
 
 /// A document as the scan shows it.
 #[derive(Debug, Clone, Copy)]
@@ -65,6 +66,8 @@ pub struct SeqnoScan {
     /// Whether the cursor stands where `next` is.
     is_sought: bool,
     ahead: VecDeque<Ahead>,
+    /// How much is read ahead next time.
+    ahead_bytes_max: usize,
     /// What is in memory, for a scan that was opened together with its view.
     window: Option<SeqnoReading>,
     /// Versions taken from the window and not shown yet.
@@ -123,6 +126,7 @@ impl SeqnoScan {
             cursor: (0, 0),
             is_sought: false,
             ahead: VecDeque::new(),
+            ahead_bytes_max: LONG_READ_BYTES_MAX,
             window,
             batch: VecDeque::new(),
             block: None,
@@ -164,6 +168,7 @@ impl SeqnoScan {
     /// passed them.
     pub fn park(&mut self) {
         self.ahead = VecDeque::new();
+        self.ahead_bytes_max = LONG_READ_BYTES_MAX;
         self.is_sought = false;
     }
 
@@ -233,11 +238,13 @@ impl SeqnoScan {
     fn read_ahead(&mut self) {
         let bytes = |at: &BlockAt| at.blocks as usize * BLOCK_BYTES;
         let mut ahead_bytes: usize = self.ahead.iter().map(|ahead| bytes(&ahead.at)).sum();
-        if ahead_bytes + LONG_READ_BYTES_MAX > AHEAD_BYTES && !self.ahead.is_empty() {
+        if ahead_bytes + LONG_READ_BYTES_MAX > self.ahead_bytes_max && !self.ahead.is_empty() {
             return;
         }
+        let ahead_bytes_max = self.ahead_bytes_max;
+        self.ahead_bytes_max = (2 * ahead_bytes_max).min(AHEAD_BYTES_MAX);
         let mut next = Vec::new();
-        while ahead_bytes < AHEAD_BYTES {
+        while ahead_bytes < ahead_bytes_max {
             let Some((segment, fence)) = self.next_fence() else { break };
             let at = segment.block_at(&fence);
             ahead_bytes += bytes(&at);

@@ -9,7 +9,7 @@
 //!
 //! - Frozen, its reader has not passed any of its versions: what the reader shows is what the memtable holds.
 //!
-//! Cost: insertion and look-up O(log n).
+//! Cost: insertion and look-up O(log n); O(1) whether a version outside is superseded.
 //! Does not know: disk, views.
 
 use std::borrow::Borrow;
@@ -61,6 +61,8 @@ impl Ord for Entry {
 #[derive(Debug, Default)]
 pub struct Memtable {
     by_key: BTreeSet<Entry>,
+    /// The formers of all entries, but for none.
+    superseded: hashbrown::HashSet<Seqno, ahash::RandomState>,
     reader: Option<RangeReader>,
     is_flushed: Cell<bool>,
     bytes: usize,
@@ -86,6 +88,8 @@ impl Memtable {
             former = old.former;
             self.bytes -= old.item.resident_bytes();
             self.record_bytes -= crate::format::seqlog_block::seqlog_record_len(&old.item);
+        } else if former != Seqno(0) {
+            self.superseded.insert(former);
         }
         self.by_key.insert(Entry { item, former });
     }
@@ -94,6 +98,14 @@ impl Memtable {
     #[must_use]
     pub fn get(&self, key: &[u8]) -> Option<&Item> {
         self.by_key.get(key).map(|entry| &entry.item)
+    }
+
+    /// Whether a version here replaces the one with this seqno outside, on disk or in an older memtable. Costs nothing where all keys are new, and no look
+    /// at a key else.
+    #[inline]
+    #[must_use]
+    pub fn supersedes(&self, seqno: Seqno) -> bool {
+        !self.superseded.is_empty() && self.superseded.contains(&seqno)
     }
 
     /// The first version whose key is at or above (or, if `exclusive`, above) `key`.
@@ -263,5 +275,15 @@ mod tests {
         let at: Vec<_> =
             (9..15).filter_map(|seqno| table.at(Seqno(seqno))).map(|item| item.seqno().0).collect();
         assert_eq!(at, [12, 13]);
+    }
+
+    #[test]
+    fn what_lies_outside_is_superseded_by_the_first_version_that_replaced_it() {
+        let mut table = Memtable::default();
+        table.insert(item(10, "b"), Seqno(4), 7);
+        table.insert(item(11, "a"), Seqno(0), 8);
+        table.insert(item(12, "b"), Seqno(10), 9);
+        let superseded = (0..20).filter(|seqno| table.supersedes(Seqno(*seqno)));
+        assert!(superseded.eq([4]));
     }
 }

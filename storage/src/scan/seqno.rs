@@ -287,7 +287,7 @@ impl SeqnoScan {
                     return Ok(false);
                 }
                 self.next = seqno.next();
-                let newer = || self.parts.frozen.iter().any(|table| table.get(record.key).is_some());
+                let newer = || self.parts.frozen.iter().any(|table| table.supersedes(seqno));
                 if segment.is_dead(seqno, self.view.end()) || newer() {
                     continue;
                 }
@@ -356,7 +356,7 @@ impl SeqnoScan {
                 for item in found.drain(..) {
                     self.next = item.seqno().next();
                     let newer = &self.parts.frozen[index + 1..];
-                    if newer.iter().any(|table| table.get(item.key()).is_some()) {
+                    if newer.iter().any(|table| table.supersedes(item.seqno())) {
                         continue;
                     }
                     self.counts.from_disk += 1;

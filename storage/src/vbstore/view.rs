@@ -280,7 +280,7 @@ impl ReadView {
         for (index, table) in parts.frozen.iter().enumerate() {
             if let Some(item) = table.at(seqno) {
                 let newer = &parts.frozen[index + 1..];
-                let superseded = newer.iter().any(|table| table.get(item.key()).is_some());
+                let superseded = newer.iter().any(|table| table.supersedes(seqno));
                 return Ok(!superseded && !item.is_deleted());
             }
         }
@@ -289,7 +289,7 @@ impl ReadView {
             return Ok(false);
         }
         let Some(item) = parts.version.document(&self.cell.store, seqno).await? else { return Ok(false) };
-        let superseded = parts.frozen.iter().any(|table| table.get(item.key()).is_some());
+        let superseded = parts.frozen.iter().any(|table| table.supersedes(seqno));
         Ok(!superseded && !item.is_deleted())
     }
 }

@@ -1,8 +1,10 @@
-"""What the SDK's test cases share: a node of their own and a connected collection.
+"""What the SDK's test cases share: a node of their own, a connected collection, and requests that the SDK does not have.
 
 Does not know: what is tested.
 """
 
+import socket
+import struct
 import unittest
 from datetime import timedelta
 
@@ -25,6 +27,15 @@ def connect(port, password=PASSWORD):
     cluster = Cluster(f"couchbase://127.0.0.1:{port}", options)
     cluster.wait_until_ready(timedelta(seconds=20))
     return cluster
+
+
+def manage(port, opcode, key, value=b"", extras=b""):
+    """One request of the management kind, which the SDK does not have; returns its status."""
+    body = extras + key + value
+    head = struct.pack(">BBHBBHIIQ", 0x80, opcode, len(key), len(extras), 0, 0, len(body), 0, 0)
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+        connection.sendall(head + body)
+        return struct.unpack(">H", connection.recv(24, socket.MSG_WAITALL)[6:8])[0]
 
 
 class SdkCase(unittest.TestCase):

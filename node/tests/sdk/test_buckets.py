@@ -1,23 +1,13 @@
 """Two buckets through the SDK: made while the node runs, each with documents of its own, one emptied and deleted under an open client."""
 
-import socket
 import struct
 import unittest
 
 from couchbase.exceptions import DocumentNotFoundException
 
-from sdk_case import BUCKET, SdkCase, connect
+from sdk_case import BUCKET, SdkCase, connect, manage
 
 CREATE_BUCKET, DELETE_BUCKET, SET_PARAM = 0x85, 0x86, 0x82
-
-
-def manage(port, opcode, key, value=b"", extras=b""):
-    """One request of the management kind, which the SDK does not have; returns its status."""
-    body = extras + key + value
-    head = struct.pack(">BBHBBHIIQ", 0x80, opcode, len(key), len(extras), 0, 0, len(body), 0, 0)
-    with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
-        connection.sendall(head + body)
-        return struct.unpack(">H", connection.recv(24, socket.MSG_WAITALL)[6:8])[0]
 
 
 class Buckets(SdkCase):

@@ -5,6 +5,7 @@
 //! | `dcp_stream_request`, `dcp_stream_opened` | connection's core, vbucket's core | asked for; accepted, its task is scheduled |
 //! | `dcp_wait`, `dcp_poll` | vbucket's core | all time of the stream's task: what it waits for, when it runs |
 //! | `dcp_backfill`, `dcp_scan_open`, `dcp_backfill_run` (`stream`), `device_read` inside | vbucket's core | slot to end, creation, runs, reads |
+//! | `dcp_memory_snapshot`, `dcp_scan_open`, `dcp_memory_run` (`stream`) | vbucket's core | a snapshot of memory from begin to end, the reader in it, runs |
 //! | `dcp_piece_queued`, `dcp_piece_written`, `dcp_acked` | connection's core | handed over, taken by the kernel, given back by the client |
 //!
 //! Invariants

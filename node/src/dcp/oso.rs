@@ -38,34 +38,45 @@ use crate::protocol::dcp::{OutOfOrderSnapshots, StreamFlags};
 /// deletions.
 const ANYWHERE_WEIGHT: u64 = 2;
 
+/// The kind of a scan in spans, as long as no other is chosen.
+pub(super) const BY_SEQNO: &str = "by seqno";
+
 /// What a backfill reads.
 pub(super) enum BackfillScan {
     /// The vbucket, in the order of seqnos.
     BySeqno(SeqnoScan),
-    /// Some collections, in the order of keys.
-    ByKey(VersionScan),
+    /// Some collections, in the order of keys: so many key ranges.
+    ByKey(VersionScan, usize),
 }
 
 impl BackfillScan {
     pub(super) fn order(&self) -> Order {
         match self {
             BackfillScan::BySeqno(_) => Order::Seqno,
-            BackfillScan::ByKey(_) => Order::Key,
+            BackfillScan::ByKey(..) => Order::Key,
         }
     }
 
     /// Its name in spans.
     pub(super) fn kind(&self) -> &'static str {
         match self {
-            BackfillScan::BySeqno(_) => "by seqno",
-            BackfillScan::ByKey(_) => "by key",
+            BackfillScan::BySeqno(_) => BY_SEQNO,
+            BackfillScan::ByKey(..) => "by key",
+        }
+    }
+
+    /// Key ranges of a scan by key.
+    pub(super) fn ranges(&self) -> Option<usize> {
+        match self {
+            BackfillScan::BySeqno(_) => None,
+            BackfillScan::ByKey(_, ranges) => Some(*ranges),
         }
     }
 
     pub(super) fn view(&self) -> &ReadView {
         match self {
             BackfillScan::BySeqno(scan) => scan.view(),
-            BackfillScan::ByKey(scan) => scan.view(),
+            BackfillScan::ByKey(scan, _) => scan.view(),
         }
     }
 
@@ -73,7 +84,7 @@ impl BackfillScan {
     pub(super) fn purge_seqno(&self) -> Seqno {
         match self {
             BackfillScan::BySeqno(scan) => scan.purge_seqno(),
-            BackfillScan::ByKey(_) => Seqno(0),
+            BackfillScan::ByKey(..) => Seqno(0),
         }
     }
 
@@ -81,7 +92,7 @@ impl BackfillScan {
     pub(super) fn unreadable(&self) -> Option<(Seqno, Seqno)> {
         match self {
             BackfillScan::BySeqno(scan) => scan.unreadable(),
-            BackfillScan::ByKey(_) => None,
+            BackfillScan::ByKey(..) => None,
         }
     }
 
@@ -89,7 +100,7 @@ impl BackfillScan {
     pub(super) async fn failure_ahead(&mut self) -> ReadError {
         match self {
             BackfillScan::BySeqno(scan) => scan.failure_ahead().await,
-            BackfillScan::ByKey(_) => std::future::pending().await,
+            BackfillScan::ByKey(..) => std::future::pending().await,
         }
     }
 
@@ -97,7 +108,7 @@ impl BackfillScan {
     pub(super) fn park(&mut self) {
         match self {
             BackfillScan::BySeqno(scan) => scan.park(),
-            BackfillScan::ByKey(scan) => scan.park(),
+            BackfillScan::ByKey(scan, _) => scan.park(),
         }
     }
 
@@ -108,7 +119,7 @@ impl BackfillScan {
     ) -> Result<bool, ReadError> {
         match self {
             BackfillScan::BySeqno(scan) => scan.run(visit).await,
-            BackfillScan::ByKey(scan) => scan.run(visit).await,
+            BackfillScan::ByKey(scan, _) => scan.run(visit).await,
         }
     }
 }
@@ -120,7 +131,7 @@ impl Stream {
         let events = collections.iter().map(|id| KeyRange::event(Subject::Collection(*id)));
         let ranges = events.chain(collections.iter().map(|id| KeyRange::collection(*id)));
         self.core.metrics.oso_backfills.add(1);
-        BackfillScan::ByKey(VersionScan::new(scan.view().clone(), ranges))
+        BackfillScan::ByKey(VersionScan::new(scan.view().clone(), ranges), 2 * collections.len())
     }
 
     /// The collections of a backfill that is better done in key order.

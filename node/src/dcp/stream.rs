@@ -36,7 +36,7 @@ use tracing::{Instrument, Span};
 use super::collections::filter_of;
 use super::filter::CollectionFilter;
 use super::flow::accounted;
-use super::oso::BackfillScan;
+use super::oso::{BY_SEQNO, BackfillScan};
 use super::piece::{Content, PieceSink, StreamNumber, StreamPiece, StreamSpec};
 use super::progress::BackfillProgress;
 use super::slots::{GivesBack, Slot};
@@ -92,7 +92,26 @@ macro_rules! reading_span {
             items = tracing::field::Empty,
             bytes = tracing::field::Empty,
             status = tracing::field::Empty,
-            result = tracing::field::Empty
+            result = tracing::field::Empty,
+            state_after = tracing::field::Empty
+        )
+    };
+}
+
+/// The span of the opening of a scan.
+macro_rules! opening_span {
+    ($stream:expr, $($field:ident = $value:expr),+) => {
+        tracing::debug_span!(
+            target: SPANS,
+            "dcp_scan_open",
+            flow = $stream.spec.number.0,
+            vb = $stream.spec.envelope.vbucket.0,
+            start = $stream.position.get().next().0,
+            end = tracing::field::Empty,
+            purge = tracing::field::Empty,
+            status = tracing::field::Empty,
+            result = tracing::field::Empty,
+            $($field = $value),+
         )
     };
 }
@@ -156,6 +175,8 @@ struct Closing<'s> {
     before: Counts,
     status: &'static str,
     result: &'static str,
+    /// Whether the stream ends with it.
+    ends_stream: bool,
 }
 
 /// A piece that is being filled.
@@ -394,49 +415,79 @@ impl Stream {
 
     async fn read_memory(&self) -> Result<(), End> {
         let mut filling = self.fill_next(None).await?;
-        let mut reading: SeqnoReading = self.store.open_seqnos(self.position.get().next());
-        if self.misses_tombstones(reading.purge_seqno()) {
-            return Err(End::with(StreamEndStatus::Rollback));
-        }
-        let mut snapshot = self.snapshot(reading.end(), MarkerFlags::MEMORY, Seqno(0), Order::Seqno);
+        let mut reading = self.open_memory()?;
+        let end = reading.end();
+        let mut snapshot = self.snapshot(end, MarkerFlags::MEMORY, Seqno(0), Order::Seqno);
         if !self.has_marked.get() {
             snapshot.flags = snapshot.flags | MarkerFlags::CHECKPOINT;
         }
         let mut items = Vec::new();
         loop {
+            let (state, from) = (self.state.get().name(), self.position.get().next().0);
+            let mut closing =
+                Closing::new(self, reading_span!(self, "dcp_memory_run", state = state, from = from));
             let room =
                 (PIECE_BYTES + crate::range_scan::HEAD_ROOM).saturating_sub(filling.buffer.vec().len());
             let limits = BatchLimits { items: SLICE_ITEMS, bytes: room.max(1) };
             let progress = reading.next_batch(limits, &mut items);
             for item in items.drain(..) {
-                if item.seqno() > self.end.get() {
-                    return Err(self.reached_end(filling));
+                let is_behind = item.seqno() > self.end.get();
+                if !is_behind
+                    && let Err(error) = self.append(&mut snapshot, &SeqnoRecord::from(&item), &mut filling)
+                {
+                    closing.fails();
+                    return Err(self.unsendable(&error, item.seqno()));
                 }
-                self.append(&mut snapshot, &SeqnoRecord::from(&item), &mut filling)
-                    .map_err(|error| self.unsendable(&error, item.seqno()))?;
-                if self.has_nothing_left() {
+                if is_behind || self.has_nothing_left() {
+                    (closing.result, closing.ends_stream) = ("end seqno", true);
                     return Err(self.reached_end(filling));
                 }
             }
             match progress {
                 Progress::More => {}
                 Progress::End => {
+                    closing.result = "end";
+                    closing.ends_stream = end >= self.end.get();
+                    drop(closing);
                     self.complete(&mut snapshot, &mut filling);
                     return self.done(filling);
                 }
                 Progress::Behind => {
+                    closing.result = "behind";
                     self.hand_over(filling);
                     return Ok(());
                 }
-                Progress::Gone => return Err(End::with(StreamEndStatus::StateChanged)),
+                Progress::Gone => {
+                    closing.ends_stream = true;
+                    return Err(End::with(StreamEndStatus::StateChanged));
+                }
             }
             if is_full(&mut filling) {
                 self.hand_over(filling);
+                (closing.result, closing.status) = ("buffer full", self.status_of_next());
+                drop(closing);
                 filling = self.fill_next(None).await?;
+            } else {
+                (closing.result, closing.status) = ("items", SUCCESS);
+                drop(closing);
             }
             self.time.waits_for(Spent::Turn);
             self.core.env.relax().await;
         }
+    }
+
+    /// Registers a reader of memory from the position on.
+    fn open_memory(&self) -> Result<SeqnoReading, End> {
+        let mut closing = Closing::new(self, opening_span!(self, kind = "memory"));
+        let reading = self.store.open_seqnos(self.position.get().next());
+        closing.span.record("end", reading.end().0);
+        closing.span.record("purge", reading.purge_seqno().0);
+        if self.misses_tombstones(reading.purge_seqno()) {
+            closing.result = "purged";
+            return Err(End::with(StreamEndStatus::Rollback));
+        }
+        closing.result = "opened";
+        Ok(reading)
     }
 
     /// Sends one snapshot of disk.
@@ -465,30 +516,24 @@ impl Stream {
     /// Opens a view of the vbucket from the position on, to be read in the order that suits.
     async fn open_scan(&self) -> Result<BackfillScan, End> {
         let from = self.position.get().next();
-        let span = tracing::debug_span!(
-            target: SPANS,
-            "dcp_scan_open",
-            flow = self.spec.number.0,
-            vb = self.spec.envelope.vbucket.0,
-            kind = tracing::field::Empty,
-            start = from.0,
-            end = tracing::field::Empty,
-            purge = tracing::field::Empty,
-            status = tracing::field::Empty,
-            result = tracing::field::Empty
-        );
+        let empty = tracing::field::Empty;
+        let span = opening_span!(self, kind = empty, ranges = empty);
         let mut closing = Closing::new(self, span.clone());
         self.time.waits_for(Spent::Open);
         let opened = SeqnoScan::open(&self.store, from).instrument(span).await;
         let scan = match opened {
             Ok(scan) => self.in_best_order(scan),
             Err(error) => {
+                closing.span.record("kind", BY_SEQNO);
                 closing.result = "failed";
                 return Err(self.unreadable(&error, None));
             }
         };
         self.core.metrics.backfills.add(1);
         closing.span.record("kind", scan.kind());
+        if let Some(ranges) = scan.ranges() {
+            closing.span.record("ranges", ranges);
+        }
         closing.span.record("end", scan.view().end().0);
         closing.span.record("purge", scan.purge_seqno().0);
         if self.misses_tombstones(scan.purge_seqno()) {
@@ -544,7 +589,7 @@ impl Stream {
                 Ok(more) => more,
                 Err(_) if is_on(Mutant::ForgetReadErrors) => false,
                 Err(error) => {
-                    closing.result = "failed";
+                    closing.fails();
                     let mut end = self.unreadable(&error, scan.unreadable());
                     if is_on(Mutant::EndFailedOso) {
                         self.complete(&mut snapshot, &mut filling);
@@ -554,11 +599,12 @@ impl Stream {
                 }
             };
             if let Some((error, seqno)) = failure {
-                closing.result = "failed";
+                closing.fails();
                 return Err(self.unsendable(&error, seqno));
             }
             if is_over || !more {
                 closing.result = if is_over { "end seqno" } else { "end" };
+                closing.ends_stream = is_over || end >= self.end.get();
                 drop((closing, scan));
                 if is_over {
                     return Err(self.reached_end(filling));
@@ -704,10 +750,17 @@ const FINISHED: &str = "finished";
 impl<'s> Closing<'s> {
     /// Closes `span`; unless something else is said, because the stream was ended from outside or by a bug of ours.
     fn new(stream: &'s Stream, span: Span) -> Closing<'s> {
-        Closing { before: stream.counts.get(), stream, span, status: FINISHED, result: "cancelled" }
+        let before = stream.counts.get();
+        Closing { before, stream, span, status: FINISHED, result: "cancelled", ends_stream: false }
+    }
+
+    /// The stream ends, for what it reads cannot be read or sent.
+    fn fails(&mut self) {
+        (self.result, self.ends_stream) = ("failed", true);
     }
 
     fn ends_with(mut self, read: &Result<(), End>) {
+        self.ends_stream = read.is_err();
         self.result = match read {
             Ok(()) => "end",
             Err(end) => end.status.name(),
@@ -727,6 +780,8 @@ impl Drop for Closing<'_> {
         self.span.record("bytes", counts.bytes - before.bytes);
         self.span.record("status", self.status);
         self.span.record("result", self.result);
+        let state = if self.ends_stream { StreamState::Dead } else { self.stream.state.get() };
+        self.span.record("state_after", state.name());
     }
 }
 

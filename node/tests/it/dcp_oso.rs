@@ -28,9 +28,11 @@ use ringbase_storage::io::sim::{Fault, Injection};
 use ringbase_storage::mutant::{Mutant, turn_on};
 use ringbase_storage::types::{Kind, Seqno, VbUuid};
 use ringbase_storage::vbstore::{NewVersion, WriteError};
+use tracing_subscriber::layer::SubscriberExt;
 
 use crate::dcp_streams::Pieces;
 use crate::range_scan::rig::{AT, BUCKET, Rig, Seed, rng};
+use crate::recorded::{Recorded, panic_text, run_alone};
 
 const TO_LATEST: StreamFlags = StreamFlags::TO_LATEST;
 const BACKFILL_FAIL: Option<StreamEndStatus> = Some(StreamEndStatus::BackfillFail);
@@ -555,6 +557,32 @@ fn a_failed_read_in_key_order_ends_the_stream_without_an_end_of_the_snapshot() {
     }
 }
 
+/// T1.4: the opening of a backfill in key order is a span that names the kind, and how many key ranges there are: the events and the keys of each
+/// collection.
+#[test]
+fn the_opening_of_a_backfill_in_key_order_says_so() {
+    run_alone("dcp_oso::opening_alone");
+}
+
+#[test]
+#[ignore = "run by the_opening_of_a_backfill_in_key_order_says_so in a process of its own"]
+fn opening_alone() {
+    let recorded = Recorded::default();
+    let _default = tracing::subscriber::set_default(tracing_subscriber::registry().with(recorded.clone()));
+    let mut world = World::new(9, "dcp_oso_backfill=enabled");
+    world.load(2_000);
+    let mut consumer = Consumer::new(1, &[0], WITH_ADVANCE);
+    accepted(&consumer.open(&mut world, StreamFlags::NONE));
+    consumer.take_all(&world);
+    assert!(consumer.told.contains(')'));
+    consumer.disconnect(&world);
+    world.rig.settle();
+    recorded.assert_all_closed();
+    let opened = &recorded.of("dcp_scan_open")[0];
+    let told = ["vb", "kind", "ranges", "result", "parent"].map(|name| opened.get(name).map(String::as_str));
+    assert_eq!(told, ["0", "by key", "2", "opened", "dcp_backfill"].map(Some), "{opened:?}");
+}
+
 /// The mutant ends the snapshot that could not be read.
 #[test]
 fn an_end_of_a_snapshot_that_was_not_read_is_noticed() {
@@ -563,7 +591,9 @@ fn an_end_of_a_snapshot_that_was_not_read_is_noticed() {
         let (consumer, _) = failed(120);
         assert!(!consumer.told.contains(')'));
     });
-    assert!(caught.is_err());
+    let panic = caught.expect_err("the mutant is noticed");
+    let text = panic_text(&*panic);
+    assert!(text.starts_with("at ") && text.contains(" documents of "), "{text}");
 }
 
 #[derive(Debug, Default)]

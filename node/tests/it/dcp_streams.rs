@@ -20,13 +20,11 @@ use ringbase::protocol::dcp::{
 };
 use ringbase::protocol::{Decoded, Features, FrameLimits, Status, decode_frame};
 use ringbase::range_scan::ConnectionId;
-use ringbase_storage::io::sim::{Fault, Injection};
+use ringbase_storage::io::sim::Fault;
 use ringbase_storage::types::{Seqno, VbId};
-use tracing_subscriber::layer::SubscriberExt;
 
 use crate::dcp_failures::spoil_one;
 use crate::range_scan::rig::{AT, BUCKET, CLIENT, Rig};
-use crate::recorded::{Fields, Recorded, run_alone};
 
 /// Pieces that have arrived and were not given back.
 #[derive(Default)]
@@ -122,7 +120,7 @@ impl Client {
     }
 
     /// Takes the oldest piece and gives its buffer back; false if there is none.
-    fn take(&mut self) -> bool {
+    pub(crate) fn take(&mut self) -> bool {
         self.take_of(|_| true)
     }
 
@@ -272,81 +270,6 @@ fn the_time_of_a_stream_adds_up_to_the_whole() {
     assert!(number(&fields, "spent_device_ns") >= 1_000_000, "{fields:?}");
     assert_eq!((number(&fields, "backfill_disk_items"), number(&fields, "items_remaining")), (2_000, 0));
     assert_eq!(client.sent[&StreamNumber(5)].seqnos.len(), 2_000);
-}
-
-/// The closed spans of this name, of one stream.
-fn of_stream(recorded: &Recorded, name: &str, stream: u64) -> Vec<Fields> {
-    recorded.of(name).into_iter().filter(|fields| fields["flow"] == stream.to_string()).collect()
-}
-
-/// T1.1 to T1.7, T2.11: success, slow client, close, failure, bug: every span is closed, and says whose, from where, how far, with what
-/// result and status.
-#[test]
-fn every_backfill_opening_and_run_is_a_closed_span_with_what_came_of_it() {
-    run_alone("dcp_streams::recorded_alone");
-}
-
-#[test]
-#[ignore = "run by every_backfill_opening_and_run_is_a_closed_span_with_what_came_of_it in a process of its own"]
-fn recorded_alone() {
-    let recorded = Recorded::default();
-    let subscriber = tracing_subscriber::registry().with(recorded.clone());
-    let _default = tracing::subscriber::set_default(subscriber);
-    let rig = Rig::new(10);
-    rig.load_large(2_000);
-    let mut client = Client::of(&rig, 64 << 20);
-    // 1: to its end, the client slower than the disk. 2: closed while it waits. 3: the connection goes. 4: a bug. 5: the disk fails.
-    client.open(&rig, 1, TO_LATEST);
-    client.take_all(&rig);
-    client.open(&rig, 2, TO_LATEST);
-    rig.settle();
-    client.streams.close(StreamNumber(2));
-    rig.settle();
-    client.pieces.arrived.borrow_mut().clear();
-    client.open(&rig, 3, TO_LATEST);
-    rig.settle();
-    client.streams.connection_gone(CLIENT);
-    rig.settle();
-    client.pieces.arrived.borrow_mut().clear();
-    client.pieces.is_broken.set(true);
-    client.open(&rig, 4, TO_LATEST);
-    client.take_all(&rig);
-    rig.disk.inject(Injection::next(Fault::ReadError).on("data").sticky());
-    client.open(&rig, 5, TO_LATEST);
-    client.take_all(&rig);
-
-    recorded.assert_all_closed();
-    let result = |name, stream| {
-        let spans = of_stream(&recorded, name, stream);
-        assert!(spans.iter().all(|span| span["conn"] == "client:one" && span["vb"] == "0"), "{spans:?}");
-        spans.last().map(|span| (span["status"].clone(), span["result"].clone()))
-    };
-    let finished = |result: &str| Some(("finished".to_owned(), result.to_owned()));
-    assert_eq!(result("dcp_backfill", 1), finished("Ok"));
-    assert_eq!(result("dcp_backfill_run", 1), finished("end"));
-    for stream in [2, 3] {
-        assert_eq!(result("dcp_backfill", stream), finished("cancelled"));
-        let waiting = Some(("snooze".to_owned(), "buffer full".to_owned()));
-        assert_eq!(result("dcp_backfill_run", stream), waiting, "it waited for the client");
-    }
-    assert_eq!(result("dcp_backfill", 4), finished("cancelled"));
-    assert_eq!(result("dcp_backfill_run", 5), finished("failed"));
-    assert_eq!((client.sent[&StreamNumber(4)].end, client.sent[&StreamNumber(4)].disconnected), (None, true));
-    assert_eq!(client.sent[&StreamNumber(5)].end, Some(StreamEndStatus::BackfillFail));
-
-    let whole = &of_stream(&recorded, "dcp_backfill", 1)[0];
-    assert_eq!((&*whole["start"], &*whole["last"], &*whole["items"]), ("1", "2000", "2000"));
-    let opened = &of_stream(&recorded, "dcp_scan_open", 1)[0];
-    assert_eq!((&*opened["kind"], &*opened["start"], &*opened["result"]), ("by seqno", "1", "opened"));
-    assert_eq!((&*opened["end"], &*opened["purge"]), ("2000", "0"));
-    // T1.6: a run begins behind the one before; together they have everything.
-    let runs = of_stream(&recorded, "dcp_backfill_run", 1);
-    assert!(runs.iter().all(|run| run["items"].parse::<u64>().unwrap() <= 256), "T2.11: {runs:?}");
-    assert!(runs.len() > 7 && runs.iter().all(|run| run["state"] == "backfilling"), "{runs:?}");
-    let number = |run: &Fields, name: &str| run[name].parse::<u64>().unwrap();
-    assert!(runs.windows(2).all(|pair| number(&pair[0], "last") < number(&pair[1], "from")));
-    assert_eq!(runs.iter().map(|run| number(run, "items")).sum::<u64>(), 2_000);
-    assert_eq!(runs.iter().map(|run| number(run, "bytes")).sum::<u64>(), number(whole, "bytes"));
 }
 
 /// T3.1, T3.6, T3.17: a read that fails or brings other bytes ends the stream; it is counted once, whatever was read ahead.

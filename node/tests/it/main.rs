@@ -8,6 +8,7 @@ mod dcp_failures;
 mod dcp_model;
 mod dcp_oso;
 mod dcp_slots;
+mod dcp_spans;
 mod dcp_streams;
 mod dcp_time;
 mod dcp_vectors;

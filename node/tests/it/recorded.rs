@@ -1,4 +1,4 @@
-//! Spans as a subscriber sees them: open ones, and what became of those that were closed.
+//! Spans as a subscriber sees them: open ones, and what became of those that were closed; and what a panic said.
 //!
 //! Does not know: which spans there are.
 
@@ -11,7 +11,7 @@ use tracing::span::{Attributes, Id, Record};
 use tracing_subscriber::layer::{Context, Layer};
 use tracing_subscriber::registry::LookupSpan;
 
-/// The fields of a span as text, strings without quotes.
+/// The fields of a span as text, strings without quotes; its `parent` if it has one is the name of the span around it.
 pub(crate) type Fields = BTreeMap<String, String>;
 
 /// Spans by id while they are open, and all that were closed.
@@ -30,8 +30,10 @@ impl Visit for Collect<'_> {
 }
 
 impl<S: tracing::Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Recorded {
-    fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, _: Context<'_, S>) {
+    fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, context: Context<'_, S>) {
         let mut fields = Fields::new();
+        let parent = context.span(id).and_then(|span| span.parent());
+        fields.extend(parent.map(|parent| ("parent".to_owned(), parent.name().to_owned())));
         attributes.record(&mut Collect(&mut fields));
         self.open.lock().unwrap().insert(id.into_u64(), (attributes.metadata().name(), fields));
     }
@@ -55,6 +57,11 @@ impl Recorded {
         assert!(open.is_empty(), "{open:?}");
     }
 
+    /// Names and fields of the open spans.
+    pub(crate) fn open(&self) -> Vec<(&'static str, Fields)> {
+        self.open.lock().unwrap().values().cloned().collect()
+    }
+
     /// The closed spans of this name.
     pub(crate) fn of(&self, name: &str) -> Vec<Fields> {
         let closed = self.closed.lock().unwrap();
@@ -71,4 +78,12 @@ pub(crate) fn run_alone(test: &str) {
         .unwrap();
     let text = String::from_utf8_lossy(&alone.stdout);
     assert!(alone.status.success() && text.contains("1 passed"), "{text}");
+}
+
+/// What a panic said.
+pub(crate) fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
+    match panic.downcast_ref::<String>() {
+        Some(text) => text,
+        None => panic.downcast_ref::<&str>().expect("a panic with a text"),
+    }
 }

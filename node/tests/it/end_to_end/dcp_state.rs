@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use ringbase::client::{Connection, DcpClient, DcpOptions};
 use ringbase::protocol::dcp::{
-    Control, DcpMessage, StreamEndStatus, StreamFlags, StreamReply, StreamRequest,
+    Control, DcpMessage, MarkerFlags, StreamEndStatus, StreamFlags, StreamReply, StreamRequest,
 };
 use ringbase::protocol::{Opcode, Request, Status};
 use ringbase_storage::types::{Seqno, VbId};
@@ -280,5 +280,53 @@ fn a_closed_stream_may_be_asked_for_again_while_the_window_is_full() {
         }
         let closed = StreamEndStatus::Closed;
         assert_eq!(ends, [closed, closed, closed, StreamEndStatus::Ok]);
+    });
+}
+
+/// T2.7, T2.8: no history is kept, and a client that asks for it with `change_streams` is told NOT_SUPPORTED; what it may do then is what any client
+/// may. So a backfill is one snapshot with one marker, without the history flags; there is no prologue that could be empty, and no second
+/// marker that could register anything again. A vbucket without documents gets none.
+#[test]
+fn history_is_refused_and_a_backfill_has_one_marker() {
+    for_each_kind(|node, bucket| {
+        let mut connection = node.connect_to(bucket);
+        // Two versions of each: with a history the client would see both.
+        for number in 0..100 {
+            for value in [b"first", b"other"] {
+                store_when_taken(&mut connection, &format!("key-{number}"), value);
+            }
+        }
+        let mut client = client(node, bucket, &DcpOptions::named("history"));
+        for _ in 0..2 {
+            let refused = client.control(&Control::ChangeStreams).unwrap_err();
+            assert_eq!(refused.status(), Some(Status::NOT_SUPPORTED), "{refused}");
+        }
+        assert_eq!(stats(&mut connection, "dcp")["eq_dcpq:history:change_streams_enabled"], "false");
+        stream_all(&mut client, &TO_LATEST);
+        let (mut markers, mut documents, mut ended) = (BTreeMap::new(), 0, 0);
+        let began = Instant::now();
+        while ended < VBUCKETS {
+            assert!(began.elapsed() < PATIENCE, "{markers:?}");
+            client
+                .next_within(PATIENCE, |envelope, message| match message {
+                    DcpMessage::SnapshotMarker(marker) => {
+                        let history = MarkerFlags::HISTORY.0 | MarkerFlags::MAY_CONTAIN_DUPLICATE_KEYS.0;
+                        assert_eq!(marker.flags.0 & history, 0, "{marker:?}");
+                        *markers.entry(envelope.vbucket).or_insert(0) += 1;
+                    }
+                    DcpMessage::Mutation(mutation) => {
+                        assert_eq!(mutation.value, b"other");
+                        documents += 1;
+                    }
+                    DcpMessage::StreamEnd(status) => {
+                        assert_eq!(*status, StreamEndStatus::Ok);
+                        ended += 1;
+                    }
+                    other => panic!("{other:?}"),
+                })
+                .unwrap();
+        }
+        assert_eq!(documents, 100);
+        assert!(!markers.is_empty() && markers.values().all(|count| *count == 1), "{markers:?}");
     });
 }

@@ -123,7 +123,7 @@ impl Rig {
     }
 
     /// With a bucket that lives there.
-    pub(super) fn with_home(seed: u64, config: RangeScanConfig, home: Home) -> Rig {
+    pub(crate) fn with_home(seed: u64, config: RangeScanConfig, home: Home) -> Rig {
         let (sim, disk) = (SimExecutor::new(seed), SimDisk::new(seed));
         disk.attach(&sim);
         let host = sim.env();

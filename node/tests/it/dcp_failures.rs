@@ -12,6 +12,7 @@ use ringbase_storage::vbstore::NewVersion;
 
 use crate::dcp_streams::{Client, TO_LATEST};
 use crate::range_scan::rig::{AT, BUCKET, Rig};
+use crate::recorded::panic_text;
 
 const COUNT: u64 = 2_000;
 const ENOMEM: i32 = 12;
@@ -142,7 +143,9 @@ fn a_read_error_that_is_forgotten_is_noticed() {
         let _mutant = turn_on(Mutant::ForgetReadErrors);
         check_failed_read(Fault::ReadError, FailureCause::DeviceError);
     });
-    assert!(caught.is_err());
+    let panic = caught.expect_err("the mutant is noticed");
+    let text = panic_text(&*panic);
+    assert!(text.contains("BackfillFail") && text.contains("Some(Ok)"), "{text}");
 }
 
 /// T3.17: bytes that are whole and belong elsewhere, and bytes of which half never arrived, are no documents.

@@ -4,6 +4,8 @@
 
 mod dcp_backfills;
 mod dcp_bytes;
+mod dcp_client;
+mod dcp_client_bytes;
 mod dcp_failures;
 mod dcp_model;
 mod dcp_oso;

@@ -83,7 +83,7 @@ stage_fuzz() {
       log="$corpus.log"
       [ ! -d "$package/corpus/$name" ] || cp "$package/corpus/$name"/* "$corpus"
       if ! RUSTC_BOOTSTRAP=1 cargo fuzz run --fuzz-dir "$package" "$name" "$corpus" -- \
-        -max_total_time="${FUZZ_SECONDS:-10}" -print_final_stats=1 >"$log" 2>&1; then
+        -max_total_time="${FUZZ_SECONDS:-5}" -print_final_stats=1 >"$log" 2>&1; then
         tail -n 60 "$log"
         echo "failed: $package $name; the input is named above" >&2
         return 1

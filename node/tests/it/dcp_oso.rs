@@ -588,7 +588,7 @@ fn opening_alone() {
 fn an_end_of_a_snapshot_that_was_not_read_is_noticed() {
     let caught = std::panic::catch_unwind(|| {
         let _mutant = turn_on(Mutant::EndFailedOso);
-        let (consumer, _) = failed(120);
+        let (consumer, _) = failed(60);
         assert!(!consumer.told.contains(')'));
     });
     let panic = caught.expect_err("the mutant is noticed");

@@ -9,7 +9,7 @@ fn streams_from_memory_disk_and_cache_bring_everything_and_stand_beside_their_ce
     let (scratch, node) = (scratch(), node());
     let (directory, out) = (scratch.path().join("scratch"), scratch.path().join("out"));
     let mut words =
-        vec!["backfill", "--quick", "--json", "--megabytes", "2", "--rounds", "1", "--parked", "0"];
+        vec!["backfill", "--quick", "--json", "--megabytes", "2", "--rounds", "1", "--parked", "8"];
     words.extend([
         "--values",
         "100,1024",

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
-use ringbase::client::{ConnectOptions, Connection};
+use ringbase::client::{ConnectOptions, Connection, Generator};
 use ringbase::protocol::{Opcode, Request, vbucket_of};
 
 use crate::cpus;
@@ -18,6 +18,12 @@ use crate::recorder;
 
 /// Time between two requests.
 const INTERVAL: Duration = Duration::from_millis(1);
+
+/// Connections of the small requests: enough that every core has some.
+const CONNECTIONS: usize = 8;
+
+/// Different documents that are asked for.
+const KEYS: u64 = 1000;
 
 /// Latencies in nanoseconds.
 #[derive(Debug, Clone)]
@@ -30,24 +36,69 @@ pub(crate) struct Latencies {
 
 impl Latencies {
     /// None yet.
-    pub(crate) fn new() -> Latencies {
+    fn new() -> Latencies {
         Latencies { noop: recorder::histogram(), get: recorder::histogram() }
     }
 }
 
-/// Measures as long as `during` runs.
+/// Latencies on an idle node, and while something else runs.
+#[derive(Debug)]
+pub(crate) struct Compared {
+    /// Nothing else runs.
+    pub(crate) idle: Latencies,
+    /// The other thing runs, again and again.
+    pub(crate) busy: Latencies,
+    /// How often it ended.
+    pub(crate) runs: u64,
+}
+
+/// Measures for `duration` while nothing else runs, once for warming up, and for about as long while `once` does.
 ///
 /// # Errors
-/// Those of `during`; or the node refuses or is gone.
-pub(crate) fn beside(
+/// Those of `once`; or the node refuses or is gone.
+pub(crate) fn compare(
     connect: &ConnectOptions,
-    connections: usize,
+    generator: &Generator,
+    duration: Duration,
+    mut once: impl FnMut() -> Result<(), BenchError>,
+) -> Result<Compared, BenchError> {
+    let keys = some_keys(generator);
+    let rest = || {
+        std::thread::sleep(duration);
+        Ok(())
+    };
+    beside(connect, &keys, rest)?;
+    let idle = beside(connect, &keys, rest)?;
+    let mut runs = 0;
+    let busy = beside(connect, &keys, || {
+        let started = Instant::now();
+        while started.elapsed() < duration {
+            once()?;
+            runs += 1;
+        }
+        Ok(())
+    })?;
+    Ok(Compared { idle, busy, runs })
+}
+
+fn some_keys(generator: &Generator) -> Vec<Vec<u8>> {
+    let (mut key, mut value) = (Vec::new(), Vec::new());
+    let keys = (0..KEYS.min(generator.count())).map(|index| {
+        generator.document(index, &mut key, &mut value);
+        key.clone()
+    });
+    keys.collect()
+}
+
+/// Measures as long as `during` runs.
+fn beside(
+    connect: &ConnectOptions,
     keys: &[Vec<u8>],
     during: impl FnOnce() -> Result<(), BenchError>,
 ) -> Result<Latencies, BenchError> {
     let (stop, mut latencies) = (AtomicBool::new(false), Latencies::new());
     std::thread::scope(|scope| {
-        let measuring = scope.spawn(|| measure(connect, connections, keys, &stop, &mut latencies));
+        let measuring = scope.spawn(|| measure(connect, keys, &stop, &mut latencies));
         let done = during();
         stop.store(true, Ordering::Relaxed);
         measuring.join().expect("the measuring thread does not panic")?;
@@ -56,10 +107,9 @@ pub(crate) fn beside(
     Ok(latencies)
 }
 
-/// Sends a NOOP and a GET of one of `keys` in turn until `stop`, over `connections` connections in turn, so that every core gets some.
+/// Sends a NOOP and a GET of one of `keys` in turn until `stop`, over [`CONNECTIONS`] connections in turn.
 fn measure(
     connect: &ConnectOptions,
-    connections: usize,
     keys: &[Vec<u8>],
     stop: &AtomicBool,
     latencies: &mut Latencies,
@@ -67,7 +117,7 @@ fn measure(
     // Without the right to it the latencies contain what the system lets this thread wait for a CPU.
     cpus::precede_others();
     let mut opened = Vec::new();
-    for _ in 0..connections.max(1) {
+    for _ in 0..CONNECTIONS {
         opened.push(Connection::open(connect)?);
     }
     let vbuckets = opened[0].vbucket_count()?;
@@ -79,7 +129,7 @@ fn measure(
             break;
         }
         let pair = turn as usize / 2;
-        let connection = &mut opened[pair % connections.max(1)];
+        let connection = &mut opened[pair % CONNECTIONS];
         let histogram = if turn.is_multiple_of(2) {
             connection.ping()?;
             &mut latencies.noop

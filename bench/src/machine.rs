@@ -60,6 +60,17 @@ impl Machine {
         }
     }
 
+    /// What ran where, for the beginning of a summary.
+    pub(crate) fn ran(&self) -> String {
+        let Machine { command, kernel, cpus, cpu, memory_mib, .. } = self;
+        format!("`{command}` on {kernel}, {cpus} CPUs ({cpu}), {memory_mib} MiB")
+    }
+
+    /// Who else ran, as far as the load says.
+    pub(crate) fn load(&self) -> String {
+        format!("load average {:.1} at the start, {:.1} at the end", self.load_at_start, self.load_at_end)
+    }
+
     /// Notes the load at the end.
     pub(crate) fn finish(&mut self) {
         self.load_at_end = load_average();

@@ -7,8 +7,15 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
+use std::fs;
+use std::path::Path;
 
+use hdrhistogram::Histogram;
 use serde::Serialize;
+use serde_json::{Value, json};
+
+use crate::error::BenchError;
+use crate::recorder::write_hgrm;
 
 /// What a row is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -150,6 +157,34 @@ pub(crate) struct Summary {
     pub(crate) hit_rate: Option<f64>,
     /// Most resident bytes of the node.
     pub(crate) resident_bytes: u64,
+}
+
+/// Writes a file of results.
+///
+/// # Errors
+/// It cannot be written.
+pub(crate) fn put(path: &Path, bytes: &[u8]) -> Result<(), BenchError> {
+    fs::write(path, bytes).map_err(BenchError::file("write", path))
+}
+
+/// Writes the percentile table of a histogram; values are divided by `divisor`.
+///
+/// # Errors
+/// It cannot be written.
+pub(crate) fn put_hgrm(path: &Path, samples: &Histogram<u64>, divisor: f64) -> Result<(), BenchError> {
+    let mut hgrm = Vec::new();
+    write_hgrm(samples, divisor, &mut hgrm).map_err(BenchError::file("write", path))?;
+    put(path, &hgrm)
+}
+
+/// Number and quantiles of nanoseconds, as JSON.
+pub(crate) fn quantiles(samples: &Histogram<u64>) -> Value {
+    json!({
+        "count": samples.len(),
+        "p50_ns": samples.value_at_quantile(0.5),
+        "p99_ns": samples.value_at_quantile(0.99),
+        "max_ns": samples.max(),
+    })
 }
 
 /// The middle one; of an even number, the mean of the two in the middle.

@@ -18,15 +18,25 @@ use crate::node::NodeOptions;
 /// File system type of a file system in memory.
 const TMPFS_MAGIC: i64 = 0x0102_1994;
 
-/// Where a node runs and what it runs with.
+/// Where a node runs.
 #[derive(Debug, Clone, Args)]
-pub(crate) struct NodeArgs {
+pub(crate) struct PlaceArgs {
     /// Scratch directory, on a disk; made if it is missing [default: target/ringbench, or ringbench-scratch without a target directory].
     #[arg(long, value_name = "DIR")]
     pub(crate) dir: Option<PathBuf>,
     /// The node's program [default: `ringbase` beside this program].
     #[arg(long, value_name = "PATH")]
     pub(crate) ringbase: Option<PathBuf>,
+    /// Keep the scratch directory.
+    #[arg(long)]
+    pub(crate) keep: bool,
+}
+
+/// Where a node runs and what it runs with.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct NodeArgs {
+    #[command(flatten)]
+    pub(crate) place: PlaceArgs,
     /// Vbuckets of the node.
     #[arg(long, value_name = "N", default_value_t = 16)]
     pub(crate) vbuckets: u16,
@@ -36,9 +46,6 @@ pub(crate) struct NodeArgs {
     /// Memory of the node.
     #[arg(long, value_name = "SIZE", default_value = "4GiB")]
     pub(crate) memory: String,
-    /// Keep the scratch directory.
-    #[arg(long)]
-    pub(crate) keep: bool,
 }
 
 /// The keys to scan.
@@ -85,7 +92,7 @@ impl Scratch {
     ///
     /// # Errors
     /// It cannot be made, or lies in memory.
-    pub(crate) fn make(args: &NodeArgs, name: &str) -> Result<Scratch, BenchError> {
+    pub(crate) fn make(args: &PlaceArgs, name: &str) -> Result<Scratch, BenchError> {
         let base = args.dir.clone().unwrap_or_else(|| {
             let target = Path::new("target");
             if target.is_dir() { target.join("ringbench") } else { PathBuf::from("ringbench-scratch") }
@@ -113,7 +120,7 @@ impl Scratch {
     /// # Errors
     /// There is no program.
     pub(crate) fn node(&self, args: &NodeArgs, name: &str) -> Result<NodeOptions, BenchError> {
-        let program = match &args.ringbase {
+        let program = match &args.place.ringbase {
             Some(program) => program.clone(),
             None => {
                 let own = std::env::current_exe().map_err(BenchError::system("find this program"))?;
@@ -272,14 +279,7 @@ mod tests {
             return;
         }
         let base = tempfile::tempdir_in(shared_memory).unwrap();
-        let args = NodeArgs {
-            dir: Some(base.path().to_owned()),
-            ringbase: None,
-            vbuckets: 16,
-            cores: 1,
-            memory: "1GiB".into(),
-            keep: false,
-        };
+        let args = PlaceArgs { dir: Some(base.path().to_owned()), ringbase: None, keep: false };
         assert!(Scratch::make(&args, "x").unwrap_err().to_string().contains("tmpfs"));
     }
 }

@@ -14,7 +14,7 @@ use crate::disk::ProbeFile;
 use crate::error::BenchError;
 use crate::machine::Machine;
 use crate::report::table;
-use crate::workload::{NodeArgs, Scratch};
+use crate::workload::{PlaceArgs, Scratch};
 
 /// Depth that the ring must allow for the deepest probe.
 const DEPTH_MAX: u32 = 128;
@@ -39,15 +39,8 @@ pub(crate) struct IoArgs {
 pub(crate) fn run(args: &IoArgs) -> Result<(), BenchError> {
     let duration = Duration::try_from_secs_f64(args.seconds)
         .map_err(|error| BenchError::Misuse(format!("--seconds {}: {error}", args.seconds)))?;
-    let node = NodeArgs {
-        dir: args.dir.clone(),
-        ringbase: None,
-        vbuckets: 1,
-        cores: 1,
-        memory: String::new(),
-        keep: false,
-    };
-    let scratch = Scratch::make(&node, "io")?;
+    let place = PlaceArgs { dir: args.dir.clone(), ringbase: None, keep: false };
+    let scratch = Scratch::make(&place, "io")?;
     eprintln!("writing a file of {} MiB", args.file_mib);
     let file = ProbeFile::make(&scratch.path().join("probe"), args.file_mib << 20, DEPTH_MAX)?;
     let mut plans = ProbePlan::usual(duration);

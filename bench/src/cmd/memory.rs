@@ -107,7 +107,7 @@ pub(crate) fn run(args: &MemoryArgs) -> Result<(), BenchError> {
 }
 
 fn measure(args: &MemoryArgs, generator: &Generator, value_bytes: usize) -> Result<Found, BenchError> {
-    let scratch = Scratch::make(&args.node, "memory")?;
+    let scratch = Scratch::make(&args.node.place, "memory")?;
     let mut options = scratch.node(&args.node, "memory")?;
     options.memory = format!("{}MiB", memory_mib(generator.count(), args.key_bytes + value_bytes));
     // A node that has just formatted its files has memory to spare that it needed for that.

@@ -1,4 +1,4 @@
-//! The commands, and what they share: loading a node of their own, and documents that are there.
+//! The commands, and what they share: loading a node of their own.
 //!
 //! Does not know: each other.
 
@@ -81,15 +81,9 @@ pub(crate) fn load_into(
     Ok(())
 }
 
-/// The first `count` keys of the documents.
-pub(crate) fn some_keys(generator: &Generator, count: u64) -> Vec<Vec<u8>> {
-    let (mut key, mut value) = (Vec::new(), Vec::new());
-    let indices = 0..count.min(generator.count());
-    let keys = indices.map(|index| {
-        generator.document(index, &mut key, &mut value);
-        key.clone()
-    });
-    keys.collect()
+/// What was asked for, or what is usual.
+fn or_default<T: Clone>(given: &[T], usual: &[T]) -> Vec<T> {
+    if given.is_empty() { usual.to_vec() } else { given.to_vec() }
 }
 
 fn show_progress(count: u64, what: &str, progress: &LoadProgress, done: &AtomicBool) {

@@ -112,7 +112,7 @@ impl Gate {
 }
 
 pub(crate) fn run(args: &ScanMemoryArgs) -> Result<(), BenchError> {
-    let scratch = Scratch::make(&args.node, "scan-memory")?;
+    let scratch = Scratch::make(&args.node.place, "scan-memory")?;
     let (options, generator) = (scratch.node(&args.node, "keys")?, args.keys.generator(args.quick)?);
     fill(&options, &generator, "keys")?;
     let half = generator.count() / u64::from(args.node.vbuckets) / 2;

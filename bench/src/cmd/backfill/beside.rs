@@ -5,24 +5,17 @@
 //!
 //! Does not know: windows, other numbers of backfills.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::Source;
 use super::drain::{DrainPlan, drain};
 use super::rows::Kind;
-use crate::cmd::some_keys;
 use crate::cpus;
 use crate::error::BenchError;
-use crate::latency::{self, Latencies};
+use crate::latency::{Compared, compare};
 
 /// Backfills that run at a time, each over a connection of its own.
 const BACKFILLS: usize = 8;
-
-/// Connections of the small requests: enough that every core has some.
-const CONNECTIONS: usize = 8;
-
-/// Different documents that are asked for.
-const KEYS: u64 = 1000;
 
 /// The window of each backfill.
 const WINDOW_BYTES: u32 = 16 << 20;
@@ -32,10 +25,8 @@ const WINDOW_BYTES: u32 = 16 << 20;
 pub(super) struct Beside {
     /// Where the backfills read.
     pub(super) kind: Kind,
-    /// Nothing else runs.
-    pub(super) idle: Latencies,
-    /// Backfills run.
-    pub(super) busy: Latencies,
+    /// Nothing else runs, and backfills do.
+    pub(super) compared: Compared,
     /// Backfills that ended meanwhile.
     pub(super) backfills: u64,
 }
@@ -43,43 +34,26 @@ pub(super) struct Beside {
 /// # Errors
 /// The node or the client.
 pub(super) fn measure(kind: Kind, source: &Source<'_>, is_quick: bool) -> Result<Beside, BenchError> {
-    let duration = Duration::from_secs(if is_quick { 1 } else { 5 });
-    let connect = &source.connect;
-    let keys = some_keys(source.generator, KEYS);
-    let streams = &source.streams[..BACKFILLS.min(source.streams.len())];
-    let rest = || {
-        std::thread::sleep(duration);
-        Ok(())
-    };
     eprintln!("small requests beside backfills, {}", kind.name());
-    // The documents that are asked for become resident.
-    latency::beside(connect, CONNECTIONS, &keys, rest)?;
-    let idle = latency::beside(connect, CONNECTIONS, &keys, rest)?;
-    let mut backfills = 0;
-    let mut drain_once = || -> Result<(), BenchError> {
-        let plan = DrainPlan {
-            connect: connect.clone(),
-            streams,
-            connections: BACKFILLS,
-            buffer_bytes: WINDOW_BYTES,
-        };
-        drain(&plan)?;
-        backfills += streams.len() as u64;
-        Ok(())
+    let streams = &source.streams[..BACKFILLS.min(source.streams.len())];
+    let plan = DrainPlan {
+        connect: source.connect.clone(),
+        streams,
+        connections: BACKFILLS,
+        buffer_bytes: WINDOW_BYTES,
     };
-    let busy = latency::beside(connect, CONNECTIONS, &keys, || {
+    let drain_once = || {
         std::thread::scope(|scope| {
             let draining = scope.spawn(|| {
                 // Threads made by this one are as patient.
                 cpus::yield_to_others()?;
-                let started = Instant::now();
-                while started.elapsed() < duration {
-                    drain_once()?;
-                }
-                Ok(())
+                drain(&plan).map(drop)
             });
             draining.join().expect("the draining thread does not panic")
         })
-    })?;
-    Ok(Beside { kind, idle, busy, backfills })
+    };
+    let duration = Duration::from_secs(if is_quick { 1 } else { 5 });
+    let compared = compare(&source.connect, source.generator, duration, drain_once)?;
+    let backfills = compared.runs * streams.len() as u64;
+    Ok(Beside { kind, compared, backfills })
 }

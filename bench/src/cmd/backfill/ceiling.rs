@@ -21,7 +21,7 @@ use ringbase_storage::types::{Cas, FailoverEntry, Seqno, VbId, VbUuid};
 
 use super::drain::{DrainPlan, Drained, drain};
 use crate::error::BenchError;
-use crate::loopback::{self, Frames, listen, next_request, serve};
+use crate::loopback::{Frames, listen, next_request, serve};
 
 /// Bytes of one write.
 const WRITE_BYTES: usize = 256 << 10;
@@ -170,23 +170,10 @@ pub(super) fn plain_node(
     })
 }
 
-/// Readers that look at nothing against the same writers.
-///
-/// # Errors
-/// The system.
-pub(super) fn stream(
-    frames: &Frames,
-    vbuckets: u16,
-    connections: usize,
-    cpus: &[usize],
-) -> Result<loopback::Ceiling, BenchError> {
-    loopback::stream(frames, vbuckets, connections, cpus)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cpus;
+    use crate::{cpus, loopback};
 
     #[test]
     fn the_real_client_takes_a_plain_writer_for_a_node_and_counts_every_document() {
@@ -206,7 +193,7 @@ mod tests {
     #[test]
     fn a_reader_that_looks_at_nothing_gets_the_same_bytes_of_a_thousand_streams() {
         let frames = StreamFrames::new(&Generator::new(20_000, 20, 100, 3).unwrap(), 1000);
-        let ceiling = stream(&frames.plain(), 1000, 1, &cpus::allowed().unwrap()).unwrap();
+        let ceiling = loopback::stream(&frames.plain(), 1000, 1, &cpus::allowed().unwrap()).unwrap();
         assert_eq!(ceiling.record_bytes, frames.bytes.len() as u64 * 1000);
     }
 }

@@ -31,15 +31,15 @@ use ringbase::client::{ConnectOptions, Generator};
 use ringbase::config::ByteSize;
 use ringbase_storage::types::{Seqno, VbId};
 
-use super::{fill, load_into, restart};
+use super::{fill, load_into, or_default, restart};
 use crate::cpus;
 use crate::disk::{ProbeFile, sequential_read};
 use crate::error::BenchError;
+use crate::loopback;
 use crate::machine::Machine;
 use crate::node::{Control, NodeOptions, NodeProcess, number};
-use crate::process::own_cpu_seconds;
 use crate::recorder;
-use crate::workload::{NodeArgs, Scratch};
+use crate::workload::{NodeArgs, PlaceArgs, Scratch};
 use beside::Beside;
 use ceiling::StreamFrames;
 use drain::{DrainPlan, Drained, drain};
@@ -123,15 +123,8 @@ pub(crate) struct BackfillArgs {
     /// What keys and values are made from.
     #[arg(long, value_name = "N", default_value_t = 42)]
     seed: u64,
-    /// The node's program [default: `ringbase` beside this program].
-    #[arg(long, value_name = "PATH")]
-    ringbase: Option<PathBuf>,
-    /// Scratch directory, on a disk; made if it is missing [default: target/ringbench, or ringbench-scratch without a target directory].
-    #[arg(long, value_name = "DIR")]
-    dir: Option<PathBuf>,
-    /// Keep the scratch directory.
-    #[arg(long)]
-    keep: bool,
+    #[command(flatten)]
+    place: PlaceArgs,
     /// Few documents, few combinations: shows that all works, its figures mean little.
     #[arg(long)]
     quick: bool,
@@ -167,10 +160,6 @@ struct Settings {
     sets: Vec<(DataSet, Generator)>,
     connections: Vec<usize>,
     full: bool,
-}
-
-fn or_default<T: Clone>(given: &[T], usual: &[T]) -> Vec<T> {
-    if given.is_empty() { usual.to_vec() } else { given.to_vec() }
 }
 
 impl BackfillArgs {
@@ -218,14 +207,7 @@ impl BackfillArgs {
     }
 
     fn node_args(&self, vbuckets: u16) -> NodeArgs {
-        NodeArgs {
-            dir: self.dir.clone(),
-            ringbase: self.ringbase.clone(),
-            vbuckets,
-            cores: self.cores,
-            memory: self.memory.clone(),
-            keep: self.keep,
-        }
+        NodeArgs { place: self.place.clone(), vbuckets, cores: self.cores, memory: self.memory.clone() }
     }
 }
 
@@ -245,7 +227,7 @@ impl Settings {
 
 pub(crate) fn run(args: &BackfillArgs) -> Result<(), BenchError> {
     let settings = args.settings()?;
-    let scratch = Scratch::make(&args.node_args(1), "backfill")?;
+    let scratch = Scratch::make(&args.place, "backfill")?;
     let out = args.out.clone().unwrap_or_else(|| scratch.path().with_file_name("backfill-results"));
     std::fs::create_dir_all(&out).map_err(BenchError::file("make", &out))?;
     let probe_bytes = if args.quick { PROBE_BYTES / 8 } else { PROBE_BYTES };
@@ -270,7 +252,7 @@ pub(crate) fn run(args: &BackfillArgs) -> Result<(), BenchError> {
         let name = format!("{}-{}", set.value_bytes, set.vbuckets);
         let options = scratch.node(&args.node_args(set.vbuckets), &name)?;
         bench.data_set(set, &generator, &options)?;
-        if !args.keep {
+        if !args.place.keep {
             std::fs::remove_dir_all(&options.data).map_err(BenchError::file("remove", &options.data))?;
         }
     }
@@ -417,15 +399,13 @@ impl Bench<'_> {
         frames: &StreamFrames,
     ) -> Result<(), BenchError> {
         let cell = Cell { set, connections, window: Window(0) };
-        let before = own_cpu_seconds();
         let (drained, writer_cpu_seconds) =
             ceiling::plain_node(frames, set.vbuckets, connections, &self.cpus)?;
         let plain = Row {
             server_cpu_seconds: writer_cpu_seconds,
-            client_cpu_seconds: (own_cpu_seconds() - before - writer_cpu_seconds).max(0.0),
             ..Row::of(round, Kind::PlainWriter, cell, &drained)
         };
-        let found = ceiling::stream(&frames.plain(), set.vbuckets, connections, &self.cpus)?;
+        let found = loopback::stream(&frames.plain(), set.vbuckets, connections, &self.cpus)?;
         let loopback = Row {
             seconds: found.elapsed.as_secs_f64(),
             bytes: found.record_bytes,

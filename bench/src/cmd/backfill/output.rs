@@ -3,7 +3,6 @@
 //! Does not know: how it was measured.
 
 use std::fmt::Write as _;
-use std::fs;
 use std::path::Path;
 
 use hdrhistogram::Histogram;
@@ -14,10 +13,9 @@ use super::parked::{ALLOWED_BYTES, Parked};
 use super::rows::{Row, SPENT, Summary, summarize};
 use super::{Results, Window};
 use crate::error::BenchError;
-use crate::machine::Machine;
+use crate::latency::Compared;
 use crate::plot::{Line, Plot};
-use crate::recorder::write_hgrm;
-use crate::report::table;
+use crate::report::{put, put_hgrm, quantiles, table};
 
 /// Nanoseconds of a microsecond.
 const MICROSECOND: f64 = 1e3;
@@ -26,18 +24,12 @@ const MEBIBYTE: f64 = (1 << 20) as f64;
 
 /// Writes the files into `out` and the tables or JSON to standard output.
 pub(super) fn write(results: &Results, as_json: bool, out: &Path) -> Result<(), BenchError> {
-    let put = |name: &str, bytes: &[u8]| {
-        let path = out.join(name);
-        fs::write(&path, bytes).map_err(BenchError::file("write", &path))
-    };
     let summaries = summarize(&results.rows);
     let text = summary(results, &summaries);
-    put("raw.csv", raw_csv(&results.rows).as_bytes())?;
-    put("summary.md", text.as_bytes())?;
+    put(&out.join("raw.csv"), raw_csv(&results.rows).as_bytes())?;
+    put(&out.join("summary.md"), text.as_bytes())?;
     for (name, histogram) in histograms(results) {
-        let (file, mut hgrm) = (format!("{name}-us.hgrm"), Vec::new());
-        write_hgrm(histogram, MICROSECOND, &mut hgrm).map_err(BenchError::file("write", &out.join(&file)))?;
-        put(&file, &hgrm)?;
+        put_hgrm(&out.join(format!("{name}-us.hgrm")), histogram, MICROSECOND)?;
     }
     plots(results, &summaries, out)?;
     if as_json {
@@ -89,7 +81,7 @@ fn histograms(results: &Results) -> Vec<(String, &Histogram<u64>)> {
             named.push((format!("{}-{name}", kind.name()), histogram));
         }
     }
-    for Beside { kind, idle, busy, .. } in &results.beside {
+    for Beside { kind, compared: Compared { idle, busy, .. }, .. } in &results.beside {
         let kind = kind.name();
         for (name, histogram) in [
             ("noop-idle", &idle.noop),
@@ -108,14 +100,15 @@ fn percent(share: Option<f64>) -> String {
 }
 
 fn summary(results: &Results, summaries: &[Summary]) -> String {
-    let Machine { kernel, cpu, cpus, memory_mib, file_system, load_at_start, load_at_end, command, .. } =
-        &results.machine;
+    let machine = &results.machine;
     let mut text = format!(
-        "`{command}` on {kernel}, {cpus} CPUs ({cpu}), {memory_mib} MiB, {file_system}; load average {load_at_start:.1} at the \
-         start, {load_at_end:.1} at the end.\n\n\
+        "{}, {}; {}.\n\n\
          Documents with keys of {} bytes. Medians of {} rounds, in each of which every combination had its turn; MB are 10⁶ bytes of messages. \
          The ceiling of a resident and of a warm drain is loopback with a reader that looks at nothing, that of a cold one the lower of loopback and device; \
          the plain writer is the same client against a blocking writer of ready frames without flow control.\n\n{}\n",
+        machine.ran(),
+        machine.file_system,
+        machine.load(),
         results.key_bytes,
         results.rounds,
         throughput_table(summaries)
@@ -226,7 +219,7 @@ fn beside_table(beside: &[Beside]) -> String {
         format!("{:.1}", histogram.value_at_quantile(quantile) as f64 / MICROSECOND)
     };
     let mut rows = Vec::new();
-    for Beside { kind, idle, busy, backfills } in beside {
+    for Beside { kind, compared: Compared { idle, busy, .. }, backfills } in beside {
         let while_busy = format!("{backfills} backfills, {}", kind.name());
         for (request, meanwhile, histogram) in [
             ("NOOP", "idle", &idle.noop),
@@ -278,11 +271,10 @@ fn plots(results: &Results, summaries: &[Summary], out: &Path) -> Result<(), Ben
 }
 
 fn json(results: &Results, summaries: &[Summary]) -> Value {
-    let quantiles = |of: &Histogram<u64>| json!({ "count": of.len(), "p50_ns": of.value_at_quantile(0.5), "p99_ns": of.value_at_quantile(0.99), "max_ns": of.max() });
     let beside: Vec<Value> = results
         .beside
         .iter()
-        .map(|Beside { kind, idle, busy, backfills }| {
+        .map(|Beside { kind, compared: Compared { idle, busy, .. }, backfills }| {
             json!({
                 "kind": kind,
                 "backfills": backfills,

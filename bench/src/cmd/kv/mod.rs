@@ -26,11 +26,12 @@ use clap::Args;
 use hdrhistogram::Histogram;
 use ringbase::config::ByteSize;
 
+use super::or_default;
 use crate::cpus;
 use crate::error::BenchError;
 use crate::machine::Machine;
 use crate::recorder;
-use crate::workload::{NodeArgs, Scratch};
+use crate::workload::{NodeArgs, PlaceArgs, Scratch};
 use cell::{Axes, Cell, Group, KeyChoice, Mix};
 use client::Run;
 use documents::{Documents, KEY_BYTES, Operations};
@@ -98,15 +99,8 @@ pub(crate) struct KvArgs {
     /// Measure without the peer.
     #[arg(long)]
     skip_memcached: bool,
-    /// The node's program [default: `ringbase` beside this program].
-    #[arg(long, value_name = "PATH")]
-    ringbase: Option<PathBuf>,
-    /// Scratch directory, on a disk; made if it is missing [default: target/ringbench, or ringbench-scratch without a target directory].
-    #[arg(long, value_name = "DIR")]
-    dir: Option<PathBuf>,
-    /// Keep the scratch directory.
-    #[arg(long)]
-    keep: bool,
+    #[command(flatten)]
+    place: PlaceArgs,
     /// Few documents, few cells, short runs: shows that all works, its figures mean little.
     #[arg(long)]
     quick: bool,
@@ -145,10 +139,6 @@ struct Settings {
     axes: Axes,
     seconds: Duration,
     memory_bytes: u64,
-}
-
-fn or_default<T: Clone>(given: &[T], usual: &[T]) -> Vec<T> {
-    if given.is_empty() { usual.to_vec() } else { given.to_vec() }
 }
 
 impl KvArgs {
@@ -201,14 +191,7 @@ impl KvArgs {
     }
 
     fn node_args(&self, cores: u16) -> NodeArgs {
-        NodeArgs {
-            dir: self.dir.clone(),
-            ringbase: self.ringbase.clone(),
-            vbuckets: self.vbuckets,
-            cores,
-            memory: self.memory.clone(),
-            keep: self.keep,
-        }
+        NodeArgs { place: self.place.clone(), vbuckets: self.vbuckets, cores, memory: self.memory.clone() }
     }
 }
 
@@ -219,7 +202,7 @@ pub(crate) fn run(args: &KvArgs) -> Result<(), BenchError> {
         true => None,
         false => Some(Memcached::find(&args.memcached)?),
     };
-    let scratch = Scratch::make(&args.node_args(1), "kv")?;
+    let scratch = Scratch::make(&args.place, "kv")?;
     let out = args.out.clone().unwrap_or_else(|| scratch.path().with_file_name("kv-results"));
     std::fs::create_dir_all(&out).map_err(BenchError::file("make", &out))?;
     let groups = settings.axes.groups(args.full);

@@ -3,7 +3,6 @@
 //! Does not know: how it was measured.
 
 use std::fmt::Write as _;
-use std::fs;
 use std::path::Path;
 
 use serde_json::{Value, json};
@@ -13,10 +12,8 @@ use super::cell::{Cell, Mix};
 use super::results::{Comparison, MemoryRow, Ratio, Row, Summary, compare, memory_csv, raw_csv, summarize};
 use super::servers::ServerKind;
 use crate::error::BenchError;
-use crate::machine::Machine;
 use crate::plot::{Line, Plot};
-use crate::recorder::write_hgrm;
-use crate::report::table;
+use crate::report::{put, put_hgrm, table};
 
 /// Nanoseconds of a microsecond.
 const MICROSECOND: f64 = 1e3;
@@ -29,10 +26,8 @@ pub(super) fn write(results: &Results, json: bool, out: &Path) -> Result<(), Ben
     put(&out.join("memory.csv"), memory_csv(&results.memory).as_bytes())?;
     put(&out.join("summary.md"), text.as_bytes())?;
     for ((cell, server), latency) in &results.latencies {
-        let mut hgrm = Vec::new();
-        let path = out.join(format!("latency-{}-{}-us.hgrm", cell.name(), server.name()));
-        write_hgrm(latency, MICROSECOND, &mut hgrm).map_err(BenchError::file("write", &path))?;
-        put(&path, &hgrm)?;
+        let file = format!("latency-{}-{}-us.hgrm", cell.name(), server.name());
+        put_hgrm(&out.join(file), latency, MICROSECOND)?;
     }
     plots(&summaries, out)?;
     if json {
@@ -44,17 +39,9 @@ pub(super) fn write(results: &Results, json: bool, out: &Path) -> Result<(), Ben
     Ok(())
 }
 
-fn put(path: &Path, bytes: &[u8]) -> Result<(), BenchError> {
-    fs::write(path, bytes).map_err(BenchError::file("write", path))
-}
-
 /// `summary.md`.
 pub(super) fn summary(results: &Results, summaries: &[Summary]) -> String {
-    let Machine { kernel, cpu, cpus, memory_mib, load_at_start, load_at_end, command, .. } = &results.machine;
-    let mut text = format!(
-        "`{command}` on {kernel}, {cpus} CPUs ({cpu}), {memory_mib} MiB; load average {load_at_start:.1} at the start, \
-         {load_at_end:.1} at the end.\n\n"
-    );
+    let mut text = format!("{}; {}.\n\n", results.machine.ran(), results.machine.load());
     let peer = results.memcached.as_deref().unwrap_or("left out");
     let documents = results.documents;
     writeln!(
@@ -360,6 +347,7 @@ fn as_json(results: &Results, summaries: &[Summary]) -> Value {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
+    use std::fs;
 
     use super::super::results::tests::{cell, row};
     use super::super::servers::BucketType;
@@ -394,7 +382,7 @@ mod tests {
         let mut latency = recorder::histogram();
         latency.saturating_record(1000);
         Results {
-            machine: Machine::look(Path::new(".")),
+            machine: crate::machine::Machine::look(Path::new(".")),
             memcached: memcached.then(|| "memcached 1.6".to_owned()),
             bucket_type: BucketType::Ephemeral,
             vbuckets: 128,

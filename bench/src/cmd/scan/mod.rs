@@ -22,6 +22,7 @@ use super::{fill, restart, scan};
 use crate::cpus;
 use crate::disk::{ProbeFile, sequential_read};
 use crate::error::BenchError;
+use crate::latency::Compared;
 use crate::loopback::{self, Ceiling, Frames};
 use crate::machine::Machine;
 use crate::node::{CacheCounts, Control, NodeOptions, NodeProcess, number};
@@ -91,7 +92,7 @@ struct Results {
     rounds: u32,
     rows: Vec<Row>,
     times: Vec<BufferTimes>,
-    latencies: latencies::LatencyResults,
+    latencies: Compared,
 }
 
 /// A data set on the disk.
@@ -107,7 +108,7 @@ pub(crate) fn run(args: &ScanArgs) -> Result<(), BenchError> {
             "give at least one buffer size and numbers of connections above 0".into(),
         ));
     }
-    let scratch = Scratch::make(&args.node, "scan")?;
+    let scratch = Scratch::make(&args.node.place, "scan")?;
     let out = args.out.clone().unwrap_or_else(|| scratch.path().with_file_name("scan-results"));
     std::fs::create_dir_all(&out).map_err(BenchError::file("make", &out))?;
     let machine = Machine::look(scratch.path());

@@ -3,7 +3,6 @@
 //! Does not know: how it was measured.
 
 use std::fmt::Write as _;
-use std::fs;
 use std::path::Path;
 
 use hdrhistogram::Histogram;
@@ -11,10 +10,8 @@ use serde_json::{Value, json};
 
 use super::{Results, ScanArgs};
 use crate::error::BenchError;
-use crate::machine::Machine;
 use crate::plot::{Line, Plot};
-use crate::recorder::write_hgrm;
-use crate::report::{Kind, Summary, raw_csv, summarize, summary_table, table};
+use crate::report::{Kind, Summary, put, put_hgrm, quantiles, raw_csv, summarize, summary_table, table};
 use crate::workload::BufferSize;
 
 /// Nanoseconds of a microsecond.
@@ -27,10 +24,7 @@ pub(super) fn write(results: &Results, args: &ScanArgs, out: &Path) -> Result<()
     put(&out.join("raw.csv"), raw_csv(&results.rows).as_bytes())?;
     put(&out.join("summary.md"), text.as_bytes())?;
     for (name, histogram) in histograms(results) {
-        let mut hgrm = Vec::new();
-        let path = out.join(format!("{name}.hgrm"));
-        write_hgrm(histogram, MICROSECOND, &mut hgrm).map_err(BenchError::file("write", &path))?;
-        put(&path, &hgrm)?;
+        put_hgrm(&out.join(format!("{name}.hgrm")), histogram, MICROSECOND)?;
     }
     plots(results, args, &summaries, out)?;
     if args.json {
@@ -40,10 +34,6 @@ pub(super) fn write(results: &Results, args: &ScanArgs, out: &Path) -> Result<()
     }
     eprintln!("raw.csv, summary.md, histograms and plots are in {}", out.display());
     Ok(())
-}
-
-fn put(path: &Path, bytes: &[u8]) -> Result<(), BenchError> {
-    fs::write(path, bytes).map_err(BenchError::file("write", path))
 }
 
 /// Every histogram with the name of its file; values are microseconds there.
@@ -56,9 +46,9 @@ fn histograms(results: &Results) -> Vec<(String, &Histogram<u64>)> {
     let latencies = &results.latencies;
     for (name, histogram) in [
         ("noop-idle", &latencies.idle.noop),
-        ("noop-scanning", &latencies.scanning.noop),
+        ("noop-scanning", &latencies.busy.noop),
         ("get-idle", &latencies.idle.get),
-        ("get-scanning", &latencies.scanning.get),
+        ("get-scanning", &latencies.busy.get),
     ] {
         named.push((format!("latency-{name}-us"), histogram));
     }
@@ -66,13 +56,14 @@ fn histograms(results: &Results) -> Vec<(String, &Histogram<u64>)> {
 }
 
 fn summary(results: &Results, summaries: &[Summary]) -> String {
-    let Machine { kernel, cpu, cpus, memory_mib, file_system, load_at_start, load_at_end, command, .. } =
-        &results.machine;
+    let machine = &results.machine;
     let keys = &results.key_generator;
     let mut text = format!(
-        "`{command}` on {kernel}, {cpus} CPUs ({cpu}), {memory_mib} MiB, {file_system}; load average {load_at_start:.1} at the \
-         start, {load_at_end:.1} at the end.\n\n\
+        "{}, {}; {}.\n\n\
          {} keys of {} bytes ({:.0} MB) in {} runs",
+        machine.ran(),
+        machine.file_system,
+        machine.load(),
         keys.count(),
         keys.key_bytes(),
         keys.count() as f64 * keys.key_bytes() as f64 / 1e6,
@@ -96,7 +87,7 @@ fn summary(results: &Results, summaries: &[Summary]) -> String {
     write!(
         text,
         "Small requests, one each millisecond from the moment it was due, microseconds; {} key-only scans ended meanwhile:\n\n{}",
-        results.latencies.scans,
+        results.latencies.runs,
         latency_table(results)
     )
     .expect("a string takes everything");
@@ -129,9 +120,9 @@ fn latency_table(results: &Results) -> String {
     let latencies = &results.latencies;
     let rows = [
         ("NOOP, idle", &latencies.idle.noop),
-        ("NOOP, scanning", &latencies.scanning.noop),
+        ("NOOP, scanning", &latencies.busy.noop),
         ("GET, idle", &latencies.idle.get),
-        ("GET, scanning", &latencies.scanning.get),
+        ("GET, scanning", &latencies.busy.get),
     ]
     .map(|(name, histogram)| {
         let max = format!("{:.1}", histogram.max() as f64 / MICROSECOND);
@@ -194,14 +185,6 @@ fn plots(results: &Results, args: &ScanArgs, summaries: &[Summary], out: &Path) 
 }
 
 fn as_json(results: &Results, summaries: &[Summary]) -> Value {
-    let quantiles = |histogram: &Histogram<u64>| {
-        json!({
-            "count": histogram.len(),
-            "p50_ns": histogram.value_at_quantile(0.5),
-            "p99_ns": histogram.value_at_quantile(0.99),
-            "max_ns": histogram.max(),
-        })
-    };
     let times: Vec<Value> = results
         .times
         .iter()
@@ -223,9 +206,9 @@ fn as_json(results: &Results, summaries: &[Summary]) -> Value {
         "buffers": times,
         "latency": {
             "noop_idle": quantiles(&results.latencies.idle.noop),
-            "noop_scanning": quantiles(&results.latencies.scanning.noop),
+            "noop_scanning": quantiles(&results.latencies.busy.noop),
             "get_idle": quantiles(&results.latencies.idle.get),
-            "get_scanning": quantiles(&results.latencies.scanning.get),
+            "get_scanning": quantiles(&results.latencies.busy.get),
         },
     })
 }

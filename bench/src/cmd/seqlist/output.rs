@@ -4,34 +4,24 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::fs;
 use std::path::Path;
 
 use serde_json::{Value, json};
 
 use super::{Results, VALUE, Write};
 use crate::error::BenchError;
-use crate::machine::Machine;
 use crate::plot::{Line, Plot};
-use crate::recorder::write_hgrm;
-use crate::report::{median, table};
+use crate::report::{median, put, put_hgrm, quantiles, table};
 
 /// Bytes of every key: a number.
 const KEY_BYTES: usize = 8;
 
 /// Writes the files into `out` and the tables or JSON to standard output.
 pub(super) fn write(results: &Results, as_json: bool, out: &Path) -> Result<(), BenchError> {
-    let put = |name: &str, bytes: &[u8]| {
-        let path = out.join(name);
-        fs::write(&path, bytes).map_err(BenchError::file("write", &path))
-    };
     let text = summary(results);
-    put("raw.csv", raw_csv(results).as_bytes())?;
-    put("summary.md", text.as_bytes())?;
-    let mut hgrm = Vec::new();
-    let path = out.join("open-ns.hgrm");
-    write_hgrm(&results.long.open, 1.0, &mut hgrm).map_err(BenchError::file("write", &path))?;
-    put("open-ns.hgrm", &hgrm)?;
+    put(&out.join("raw.csv"), raw_csv(results).as_bytes())?;
+    put(&out.join("summary.md"), text.as_bytes())?;
+    put_hgrm(&out.join("open-ns.hgrm"), &results.long.open, 1.0)?;
     plot(results, &out.join("stale.svg"))?;
     if as_json {
         println!("{}", json(results));
@@ -144,7 +134,6 @@ fn bytes_per_version(results: &Results) -> [f64; 3] {
 }
 
 fn summary(results: &Results) -> String {
-    let Machine { kernel, cpu, cpus, memory_mib, load_at_start, load_at_end, command, .. } = &results.machine;
     let long = &results.long;
     let micros =
         |quantile: f64, of: &hdrhistogram::Histogram<u64>| of.value_at_quantile(quantile) as f64 / 1e3;
@@ -171,10 +160,11 @@ fn summary(results: &Results) -> String {
         [format!("stale after {updates} updates between distant readers"), kept.to_string()],
     ];
     format!(
-        "`{command}` on {kernel}, {cpus} CPUs ({cpu}), {memory_mib} MiB; load average {load_at_start:.1} at the start, \
-         {load_at_end:.1} at the end.\n\n\
+        "{}; {}.\n\n\
          A list of {} versions, filled in {:.1} s, 20000 readers opened at random seqnos; {} keys updated with {} permanent readers.\n\n{}\n\
          Updates of one thread, medians; the share is the median of the ratios inside a round:\n\n{}",
+        results.machine.ran(),
+        results.machine.load(),
         long.versions,
         long.fill_seconds,
         results.keys,
@@ -185,7 +175,6 @@ fn summary(results: &Results) -> String {
 }
 
 fn json(results: &Results) -> Value {
-    let quantiles = |of: &hdrhistogram::Histogram<u64>| json!({ "count": of.len(), "p50_ns": of.value_at_quantile(0.5), "p99_ns": of.value_at_quantile(0.99), "max_ns": of.max() });
     let (long, [list, accounted, resident]) = (&results.long, bytes_per_version(results));
     json!({
         "machine": results.machine,

@@ -36,6 +36,12 @@ impl Event {
         }
     }
 
+    /// Whether it has been set and nobody has waited for it since.
+    #[must_use]
+    pub fn is_set(&self) -> bool {
+        self.set.get()
+    }
+
     /// Ready if the event has been set since the last time this was ready. The latest caller is the one waiter.
     pub fn poll_wait(&self, cx: &Context<'_>) -> Poll<()> {
         if self.set.replace(false) {

@@ -10,21 +10,15 @@
 //! Cost: an allocation and a wake-up each time a task stands in line, which it need not while the core was looked at a moment ago.
 //! Does not know: what the work is, when it is time.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::VecDeque;
-use std::future::poll_fn;
 use std::rc::{Rc, Weak};
-use std::task::{Poll, Waker};
+
+use super::event::Event;
 
 /// See the module.
 #[derive(Debug, Default)]
-pub(super) struct Line(RefCell<VecDeque<Weak<Place>>>);
-
-#[derive(Debug, Default)]
-struct Place {
-    is_let_go: Cell<bool>,
-    waker: RefCell<Option<Waker>>,
-}
+pub(super) struct Line(RefCell<VecDeque<Weak<Event>>>);
 
 impl Line {
     /// Whether nobody stands here. One that was dropped counts until it would have had its turn.
@@ -34,28 +28,19 @@ impl Line {
 
     /// Waits for its turn.
     pub(super) async fn stand(&self) {
-        let place = Rc::new(Place::default());
+        let place = Rc::new(Event::new());
         self.0.borrow_mut().push_back(Rc::downgrade(&place));
-        poll_fn(|context| {
-            if place.is_let_go.get() {
-                return Poll::Ready(());
-            }
-            *place.waker.borrow_mut() = Some(context.waker().clone());
-            Poll::Pending
-        })
-        .await;
+        place.wait().await;
     }
 
     /// Lets the first one go on; false if nobody stands here.
     pub(super) fn let_one_go(&self) -> bool {
         loop {
             let Some(place) = self.0.borrow_mut().pop_front() else { return false };
-            let Some(place) = place.upgrade() else { continue };
-            place.is_let_go.set(true);
-            if let Some(waker) = place.waker.take() {
-                waker.wake();
+            if let Some(place) = place.upgrade() {
+                place.notify();
+                return true;
             }
-            return true;
         }
     }
 }
@@ -64,7 +49,7 @@ impl Line {
 mod tests {
     use std::future::Future;
     use std::pin::pin;
-    use std::task::Context;
+    use std::task::{Context, Waker};
 
     use super::*;
 

@@ -11,15 +11,14 @@
 //! Does not know: what is read.
 
 use std::cell::{Cell, RefCell};
-use std::future::poll_fn;
 use std::rc::Rc;
-use std::task::{Poll, Waker};
 
 use ringbase_storage::shard::{Counter, Recorder};
 
 use super::fair::{FairQueue, Ticket};
 use super::stream::Stream;
 use super::time::Spent;
+use crate::core::event::Event;
 use crate::protocol::dcp::Priority;
 use crate::range_scan::ConnectionId;
 
@@ -30,13 +29,8 @@ pub const SLOTS_MAX: usize = 32;
 #[derive(Debug)]
 pub(super) struct Slots {
     free: Cell<usize>,
-    line: RefCell<FairQueue<Rc<Place>>>,
-}
-
-#[derive(Debug, Default)]
-struct Place {
-    given: Cell<bool>,
-    waker: RefCell<Option<Waker>>,
+    /// Each is set when a slot is given.
+    line: RefCell<FairQueue<Rc<Event>>>,
 }
 
 /// The right to read; given back when it is dropped.
@@ -46,7 +40,7 @@ pub(super) struct Slot(Rc<Slots>);
 /// Somebody in line.
 struct InLine<'s> {
     slots: &'s Slots,
-    place: Rc<Place>,
+    given: Rc<Event>,
     ticket: Ticket,
 }
 
@@ -82,18 +76,10 @@ impl Slots {
         if let Some(slot) = self.try_take() {
             return slot;
         }
-        let place = Rc::new(Place::default());
-        let ticket = self.line.borrow_mut().push(priority, connection, place.clone());
-        let in_line = InLine { slots: self, place, ticket };
-        poll_fn(|context| {
-            if in_line.place.given.get() {
-                return Poll::Ready(());
-            }
-            *in_line.place.waker.borrow_mut() = Some(context.waker().clone());
-            Poll::Pending
-        })
-        .await;
-        in_line.place.given.set(false);
+        let given = Rc::new(Event::new());
+        let ticket = self.line.borrow_mut().push(priority, connection, given.clone());
+        let in_line = InLine { slots: self, given, ticket };
+        in_line.given.wait().await;
         Slot(self.clone())
     }
 
@@ -101,12 +87,7 @@ impl Slots {
         let next = self.line.borrow_mut().pop();
         match next {
             None => self.free.set(self.free.get() + 1),
-            Some(place) => {
-                place.given.set(true);
-                if let Some(waker) = place.waker.take() {
-                    waker.wake();
-                }
-            }
+            Some(given) => given.notify(),
         }
     }
 }
@@ -119,7 +100,7 @@ impl Drop for Slot {
 
 impl Drop for InLine<'_> {
     fn drop(&mut self) {
-        if self.place.given.get() {
+        if self.given.is_set() {
             self.slots.give_back();
         } else {
             self.slots.line.borrow_mut().remove(self.ticket);

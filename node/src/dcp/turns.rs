@@ -8,9 +8,9 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
-use std::future::poll_fn;
 use std::rc::Rc;
-use std::task::{Poll, Waker};
+
+use crate::core::event::Event;
 
 /// See the module.
 #[derive(Debug)]
@@ -18,13 +18,8 @@ pub(super) struct Turns {
     count: isize,
     /// Below 0 while a turn weighs more than there was room for.
     free: Cell<isize>,
-    line: RefCell<VecDeque<Rc<Place>>>,
-}
-
-#[derive(Debug, Default)]
-struct Place {
-    given: Cell<bool>,
-    waker: RefCell<Option<Waker>>,
+    /// Each is set when a turn is given.
+    line: RefCell<VecDeque<Rc<Event>>>,
 }
 
 /// A turn; given back when it is dropped.
@@ -37,7 +32,7 @@ pub(super) struct Turn {
 /// Somebody in line.
 struct InLine {
     turns: Rc<Turns>,
-    place: Rc<Place>,
+    given: Rc<Event>,
 }
 
 impl Turns {
@@ -62,18 +57,10 @@ impl Turns {
             self.free.set(self.free.get() - 1);
             return Turn { turns: self.clone(), weight: 1 };
         }
-        let place = Rc::new(Place::default());
-        self.line.borrow_mut().push_back(place.clone());
-        let in_line = InLine { turns: self.clone(), place };
-        poll_fn(|context| {
-            if in_line.place.given.get() {
-                return Poll::Ready(());
-            }
-            *in_line.place.waker.borrow_mut() = Some(context.waker().clone());
-            Poll::Pending
-        })
-        .await;
-        in_line.place.given.set(false);
+        let given = Rc::new(Event::new());
+        self.line.borrow_mut().push_back(given.clone());
+        let in_line = InLine { turns: self.clone(), given };
+        in_line.given.wait().await;
         Turn { turns: self.clone(), weight: 1 }
     }
 
@@ -82,10 +69,7 @@ impl Turns {
         while self.free.get() > 0 {
             let Some(next) = self.line.borrow_mut().pop_front() else { return };
             self.free.set(self.free.get() - 1);
-            next.given.set(true);
-            if let Some(waker) = next.waker.take() {
-                waker.wake();
-            }
+            next.notify();
         }
     }
 }
@@ -107,10 +91,10 @@ impl Drop for Turn {
 
 impl Drop for InLine {
     fn drop(&mut self) {
-        if self.place.given.get() {
+        if self.given.is_set() {
             self.turns.give_back(1);
         } else {
-            self.turns.line.borrow_mut().retain(|other| !Rc::ptr_eq(other, &self.place));
+            self.turns.line.borrow_mut().retain(|other| !Rc::ptr_eq(other, &self.given));
         }
     }
 }

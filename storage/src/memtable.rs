@@ -105,7 +105,7 @@ impl Memtable {
     #[inline]
     #[must_use]
     pub fn supersedes(&self, seqno: Seqno) -> bool {
-        !self.superseded.is_empty() && self.superseded.contains(&seqno)
+        self.superseded.contains(&seqno)
     }
 
     /// The first version whose key is at or above (or, if `exclusive`, above) `key`.

@@ -73,6 +73,13 @@ pub struct BlockAt {
     pub blocks: u32,
 }
 
+impl BlockAt {
+    /// The device block behind it.
+    fn end(&self) -> u64 {
+        self.place + u64::from(self.blocks)
+    }
+}
+
 /// A read that has been started.
 pub enum Reading {
     /// The cache had it.
@@ -131,42 +138,41 @@ pub fn start(space: &Space, at: &BlockAt) -> Reading {
     }
 }
 
-/// Starts reading blocks, those that are neighbours on the device with one read of up to [`LONG_READ_BYTES_MAX`]. Gives a reading for each, in
-/// order; they are finished one after the other, by one task.
-pub fn start_together<'a>(
-    space: &Space,
-    blocks: impl Iterator<Item = &'a BlockAt>,
-    mut give: impl FnMut(Reading),
-) {
-    let mut group: Vec<BlockAt> = Vec::new();
-    let close = |group: &mut Vec<BlockAt>, give: &mut dyn FnMut(Reading)| {
-        let Some(first) = group.first() else { return };
-        let count = group.iter().map(|at| at.blocks).sum();
-        let read = start_device(space, first.place, count);
-        if group.len() == 1 {
-            give(Reading::Device(read));
-        } else {
-            let (long, start) = (Rc::new(LongRead(RefCell::new(LongState::UnderWay(read)))), first.place);
-            for at in group.iter() {
-                give(Reading::Part(long.clone(), (at.place - start) as usize * BLOCK_BYTES));
-            }
-        }
-        group.clear();
-    };
+/// Starts reading blocks, those that are neighbours on the device with one read of up to [`LONG_READ_BYTES_MAX`]. A reading for each, in order;
+/// they are finished one after the other, by one task.
+pub fn start_together<'a>(space: &Space, blocks: impl Iterator<Item = &'a BlockAt>) -> Vec<Reading> {
+    let mut readings = Vec::new();
+    let mut neighbours: Vec<BlockAt> = Vec::new();
     for at in blocks {
-        if let Some(block) = space.cache().get((space.file(), at.place), at.identity.object) {
-            close(&mut group, &mut give);
-            give(Reading::Hit(block));
-            continue;
+        let cached = space.cache().get((space.file(), at.place), at.identity.object);
+        let is_next = neighbours.first().zip(neighbours.last()).is_some_and(|(first, last)| {
+            last.end() == at.place && at.end() - first.place <= (LONG_READ_BYTES_MAX / BLOCK_BYTES) as u64
+        });
+        if cached.is_some() || !is_next {
+            start_neighbours(space, &mut neighbours, &mut readings);
         }
-        let total: u32 = group.iter().map(|at| at.blocks).sum();
-        let is_neighbour = group.last().is_some_and(|last| last.place + u64::from(last.blocks) == at.place);
-        if !is_neighbour || (total + at.blocks) as usize * BLOCK_BYTES > LONG_READ_BYTES_MAX {
-            close(&mut group, &mut give);
+        match cached {
+            Some(block) => readings.push(Reading::Hit(block)),
+            None => neighbours.push(*at),
         }
-        group.push(*at);
     }
-    close(&mut group, &mut give);
+    start_neighbours(space, &mut neighbours, &mut readings);
+    readings
+}
+
+/// Starts one read of blocks that follow each other.
+fn start_neighbours(space: &Space, neighbours: &mut Vec<BlockAt>, readings: &mut Vec<Reading>) {
+    let (Some(first), Some(last)) = (neighbours.first(), neighbours.last()) else { return };
+    let start = first.place;
+    let read = start_device(space, start, (last.end() - start) as u32);
+    if neighbours.len() == 1 {
+        readings.push(Reading::Device(read));
+    } else {
+        let long = Rc::new(LongRead(RefCell::new(LongState::UnderWay(read))));
+        let parts = neighbours.iter().map(|at| (at.place - start) as usize * BLOCK_BYTES);
+        readings.extend(parts.map(|before| Reading::Part(long.clone(), before)));
+    }
+    neighbours.clear();
 }
 
 fn start_device(space: &Space, place: u64, blocks: u32) -> LocalFuture<'static, io::Result<DmaBuffer>> {

@@ -12,9 +12,9 @@
 //!
 //! Source: A. F. Cárdenas, "Analysis and performance of inverted data base structures", CACM 18(5), 1975.
 
+use super::KeyRange;
 use super::key::WINDOW_RECORDS;
 use super::version::WINDOW_BYTES;
-use crate::format::key_block::put_leb128;
 use crate::io::BLOCK_BYTES;
 use crate::types::Collection;
 use crate::vbstore::{Parts, ReadView};
@@ -46,13 +46,10 @@ impl ScanEstimate {
         };
         for collection in collections.iter().filter_map(|id| view.collections().get(*id)) {
             estimate.key_blocks += key_blocks(&parts, collection);
-            let (mut fences, mut blocks) = (0, 0);
-            for fence in on_disk().take_while(|fence| fence.first <= collection.high_seqno) {
-                if fence.last >= collection.created {
-                    fences += 1;
-                    blocks += u64::from(fence.blocks);
-                }
-            }
+            let (fences, blocks) = on_disk()
+                .skip_while(|fence| fence.last < collection.created)
+                .take_while(|fence| fence.first <= collection.high_seqno)
+                .fold((0, 0), |(fences, blocks), fence| (fences + 1, blocks + u64::from(fence.blocks)));
             estimate.document_blocks += document_blocks(fences, blocks, collection.items);
         }
         estimate
@@ -61,8 +58,7 @@ impl ScanEstimate {
 
 /// Key parts hold the keys of one collection each.
 fn key_blocks(parts: &Parts, collection: &Collection) -> u64 {
-    let mut prefix = Vec::new();
-    put_leb128(&mut prefix, collection.id);
+    let prefix = KeyRange::collection(collection.id).prefix;
     let mut blocks = 0;
     for run in &parts.version.runs {
         let fences = (run.part_of(&prefix).unwrap_or(0)..run.parts()).map(|part| run.fence(part));

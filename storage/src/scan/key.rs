@@ -195,8 +195,8 @@ impl KeyScan {
     /// A scan of the newest versions of the keys of `range`, deletions among them, for [`KeyScan::run`]; at most about `window_bytes` of blocks are
     /// read at once.
     pub(super) fn of_versions(view: ReadView, range: KeyRange, window_bytes: usize) -> KeyScan {
-        let nothing: DocumentEncoder = Rc::new(|_, _, _, _| {});
-        let scan = KeyScan::new(view, range, Content::Documents(nothing), None);
+        // What `fill` would write.
+        let scan = KeyScan::new(view, range, Content::Keys, None);
         KeyScan { window_bytes, with_deletions: true, ..scan }
     }
 
@@ -504,10 +504,7 @@ impl KeyScan {
         loop {
             self.window.read(&self.view).await?;
             while let Some(candidate) = self.window.pop() {
-                let goes_on = visit(self.window.record(&self.view, &candidate)?);
-                self.count_source(&candidate);
-                self.counts.records += 1;
-                if !goes_on {
+                if !visit(self.window.record(&self.view, &candidate)?) {
                     return Ok(true);
                 }
             }

@@ -17,6 +17,7 @@ use std::rc::Rc;
 
 use crate::cache::Admission;
 use crate::format::index::SeqlogFence;
+use crate::format::seqlog_block::SeqlogRecord;
 use crate::io::BLOCK_BYTES;
 use crate::item::Item;
 use crate::reader::{BlockAt, LONG_READ_BYTES_MAX, ReadError, Reading, damaged, finish, start_together};
@@ -45,6 +46,13 @@ pub struct SeqnoRecord<'a> {
 impl<'a> From<&'a Item> for SeqnoRecord<'a> {
     fn from(item: &'a Item) -> SeqnoRecord<'a> {
         SeqnoRecord { meta: item.meta(), key: item.key(), value: item.value(), frame: None }
+    }
+}
+
+impl<'a> From<SeqlogRecord<'a>> for SeqnoRecord<'a> {
+    fn from(record: SeqlogRecord<'a>) -> SeqnoRecord<'a> {
+        let SeqlogRecord { meta, key, value, frame } = record;
+        SeqnoRecord { meta, key, value, frame: Some(frame) }
     }
 }
 
@@ -250,9 +258,8 @@ impl SeqnoScan {
             ahead_bytes += bytes(&at);
             next.push((segment, fence, at));
         }
-        let mut readings = Vec::with_capacity(next.len());
         let space = self.view.store().core().space();
-        start_together(space, next.iter().map(|(_, _, at)| at), |reading| readings.push(reading));
+        let readings = start_together(space, next.iter().map(|(_, _, at)| at));
         let ahead = next.into_iter().zip(readings);
         self.ahead.extend(ahead.map(|((segment, fence, at), reading)| Ahead { segment, fence, at, reading }));
     }
@@ -291,14 +298,8 @@ impl SeqnoScan {
                 if segment.is_dead(seqno, self.view.end()) || newer() {
                     continue;
                 }
-                let shown = SeqnoRecord {
-                    meta: record.meta,
-                    key: record.key,
-                    value: record.value,
-                    frame: Some(record.frame),
-                };
                 self.counts.from_disk += 1;
-                if !visit(shown) {
+                if !visit(SeqnoRecord::from(record)) {
                     let reading = Reading::Hit(block.clone());
                     self.ahead.push_front(Ahead { segment: segment.clone(), fence, at, reading });
                     return Ok(true);

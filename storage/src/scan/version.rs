@@ -12,7 +12,7 @@
 
 use std::collections::VecDeque;
 
-use super::{KeyRange, KeyScan, ScanCounts, SeqnoRecord};
+use super::{KeyRange, KeyScan, SeqnoRecord};
 use crate::reader::ReadError;
 use crate::vbstore::ReadView;
 
@@ -24,8 +24,7 @@ pub struct VersionScan {
     view: ReadView,
     scan: Option<KeyScan>,
     ranges: VecDeque<KeyRange>,
-    /// Of the ranges that are over.
-    counts: ScanCounts,
+    records: u64,
 }
 
 impl VersionScan {
@@ -35,10 +34,9 @@ impl VersionScan {
     /// As [`KeyScan::new`].
     #[must_use]
     pub fn new(view: ReadView, ranges: impl IntoIterator<Item = KeyRange>) -> VersionScan {
-        let mut ranges: VecDeque<KeyRange> = ranges.into_iter().collect();
-        let first = ranges.pop_front();
-        let scan = first.map(|range| KeyScan::of_versions(view.clone(), range, WINDOW_BYTES));
-        VersionScan { view, scan, ranges, counts: ScanCounts::default() }
+        let mut scan = VersionScan { view, scan: None, ranges: ranges.into_iter().collect(), records: 0 };
+        scan.begin_next();
+        scan
     }
 
     /// The view that is scanned.
@@ -47,16 +45,15 @@ impl VersionScan {
         &self.view
     }
 
-    /// What it has shown so far.
+    /// How many versions it has shown so far.
     #[must_use]
-    pub fn counts(&self) -> ScanCounts {
-        let now = self.scan.as_ref().map(KeyScan::counts).unwrap_or_default();
-        ScanCounts {
-            records: self.counts.records + now.records,
-            bytes: self.counts.bytes + now.bytes,
-            from_memory: self.counts.from_memory + now.from_memory,
-            from_disk: self.counts.from_disk + now.from_disk,
-        }
+    pub fn records(&self) -> u64 {
+        self.records
+    }
+
+    fn begin_next(&mut self) {
+        let next = self.ranges.pop_front();
+        self.scan = next.map(|range| KeyScan::of_versions(self.view.clone(), range, WINDOW_BYTES));
     }
 
     /// Lets go of everything but the position and the view.
@@ -72,12 +69,14 @@ impl VersionScan {
     /// `Io`, `Damaged`, `Gone`: the scan is over.
     pub async fn run(&mut self, mut visit: impl FnMut(SeqnoRecord<'_>) -> bool) -> Result<bool, ReadError> {
         while let Some(scan) = &mut self.scan {
-            if scan.run(&mut visit).await? {
+            let mut counted = |record: SeqnoRecord<'_>| {
+                self.records += 1;
+                visit(record)
+            };
+            if scan.run(&mut counted).await? {
                 return Ok(true);
             }
-            self.counts = self.counts();
-            let next = self.ranges.pop_front();
-            self.scan = next.map(|range| KeyScan::of_versions(self.view.clone(), range, WINDOW_BYTES));
+            self.begin_next();
         }
         Ok(false)
     }

@@ -17,7 +17,7 @@ use crate::cache::{Admission, Block};
 use crate::format::FormatError;
 use crate::format::block::peek_block;
 use crate::item::Item;
-use crate::reader::{BlockAt, ReadError, Reading, damaged, finish, start_together};
+use crate::reader::{BlockAt, ReadError, damaged, finish, start_together};
 use crate::seqlog::{segment_of, seqlog_block};
 use crate::types::Seqno;
 use crate::vbstore::{Parts, ReadView};
@@ -106,8 +106,7 @@ impl Window {
             }
         }
         let space = view.store().core().space().clone();
-        let mut readings: Vec<Reading> = Vec::with_capacity(places.len());
-        start_together(&space, places.values().map(|(_, at)| at), |reading| readings.push(reading));
+        let readings = start_together(&space, places.values().map(|(_, at)| at));
         for ((first, at), reading) in places.into_values().zip(readings) {
             let block = finish(&space, &at, reading, Admission::FreeRoom).await?;
             self.blocks.insert(first.0, block);
@@ -146,15 +145,10 @@ impl Window {
         let block = self.blocks.range(..=candidate.seqno.0).next_back();
         let Some((_, block)) = block else { return Err(missing(0)) };
         let record = seqlog_block(block).find(&block.bytes, candidate.seqno);
-        let place = peek_block(&block.bytes).map_or(0, |(_, header)| header.place);
-        match record.map_err(|source| damaged(space, place, source))? {
-            Some(record) if *record.key == candidate.key[..] => Ok(SeqnoRecord {
-                meta: record.meta,
-                key: record.key,
-                value: record.value,
-                frame: Some(record.frame),
-            }),
-            _ => Err(missing(place)),
+        let place = || peek_block(&block.bytes).map_or(0, |(_, header)| header.place);
+        match record.map_err(|source| damaged(space, place(), source))? {
+            Some(record) if *record.key == candidate.key[..] => Ok(SeqnoRecord::from(record)),
+            _ => Err(missing(place())),
         }
     }
 }

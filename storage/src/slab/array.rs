@@ -30,9 +30,7 @@ impl<T> Array<T> {
     /// If it does not.
     pub(crate) fn collect(elements: impl ExactSizeIterator<Item = T>) -> Array<T> {
         let len = elements.len();
-        let Some(first) = Self::room(len) else {
-            return Array { first: NonNull::dangling(), len };
-        };
+        let first = Self::room(len);
         let mut written = 0;
         for element in elements.take(len) {
             // SAFETY: the memory has room for `len` elements.
@@ -51,24 +49,22 @@ impl<T> Array<T> {
         T: Copy,
     {
         let len = elements.len();
-        let Some(first) = Self::room(len) else {
-            return Array { first: NonNull::dangling(), len };
-        };
-        // SAFETY: new memory with room for `len` elements, which may be copied bit by bit.
+        let first = Self::room(len);
+        // SAFETY: new memory with room for `len` elements, if there are any, which may be copied bit by bit.
         unsafe { first.copy_from_nonoverlapping(NonNull::from(elements).cast(), len) };
         Array { first, len }
     }
 
-    /// New memory for `len` elements; `None` if that is no memory at all.
-    fn room(len: usize) -> Option<NonNull<T>> {
+    /// New memory for `len` elements; a place without memory for none.
+    fn room(len: usize) -> NonNull<T> {
         const { assert!(size_of::<T>() > 0) };
         if len == 0 {
-            return None;
+            return NonNull::dangling();
         }
         let layout = Self::layout(len);
         // SAFETY: the size is not zero.
         let first = unsafe { take(layout) }.cast::<T>();
-        Some(NonNull::new(first).unwrap_or_else(|| handle_alloc_error(layout)))
+        NonNull::new(first).unwrap_or_else(|| handle_alloc_error(layout))
     }
 
     /// The place of its elements, which stay until they come back by [`Array::from_raw`].

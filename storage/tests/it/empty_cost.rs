@@ -7,7 +7,6 @@ use std::rc::Rc;
 use cap::Cap;
 use ringbase_storage::cache::BlockCache;
 use ringbase_storage::env::Env;
-use ringbase_storage::format::manifest_record::BucketDesc;
 use ringbase_storage::format::superblock::Geometry;
 use ringbase_storage::io::Device;
 use ringbase_storage::io::blocking::BlockingHost;
@@ -17,7 +16,7 @@ use ringbase_storage::shard::{FormatOptions, Shard, ShardOptions, format};
 use ringbase_storage::types::ShardId;
 
 use crate::device::scratch;
-use crate::world::BUCKET;
+use crate::world::default_bucket;
 
 /// Counts what the whole test binary has allocated.
 #[global_allocator]
@@ -85,8 +84,7 @@ fn measured_alone() {
 
     let shard = host.block_on(open(host.env(), &wal, &data));
     let without = ALLOCATOR.allocated();
-    let bucket = BucketDesc { id: BUCKET, uuid: 7, name: "default".into(), config: String::new() };
-    host.block_on(shard.create_bucket(bucket)).unwrap();
+    host.block_on(shard.create_bucket(default_bucket())).unwrap();
     assert_eq!(shard.vbuckets().len(), usize::from(VBUCKETS));
     report("created", &shard, ALLOCATOR.allocated() - without);
     host.block_on(shard.close()).unwrap();

@@ -4,21 +4,18 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use futures_lite::future::or;
-use ringbase_storage::cache::BlockCache;
 use ringbase_storage::env::Env;
 use ringbase_storage::env::sim::SimExecutor;
-use ringbase_storage::format::manifest_record::BucketDesc;
-use ringbase_storage::format::superblock::Geometry;
 use ringbase_storage::io::BLOCK_BYTES;
 use ringbase_storage::io::sim::{Fault, Injection, SimDisk};
 use ringbase_storage::reader::{LONG_READ_BYTES_MAX, ReadError};
 use ringbase_storage::scan::SeqnoScan;
-use ringbase_storage::shard::{FormatOptions, Shard, ShardOptions, format};
-use ringbase_storage::types::{Seqno, ShardId, VbId};
+use ringbase_storage::shard::{Shard, ShardOptions};
+use ringbase_storage::types::{Seqno, VbId};
 use ringbase_storage::vbstore::VbStore;
 
 use crate::changes::write;
-use crate::world::{BUCKET, OPTIONS, VBUCKETS};
+use crate::world::{BUCKET, OPTIONS, default_bucket, format_shard_with, open_shard_with};
 
 const DOCUMENTS: u64 = 40;
 
@@ -31,8 +28,7 @@ const LARGE: ShardOptions = ShardOptions {
 };
 
 async fn open(env: &Env, disk: &SimDisk) -> Shard {
-    let cache = BlockCache::new(16 << 20);
-    Shard::open(env.clone(), disk.open("wal"), disk.open("data"), cache, LARGE).await.unwrap().0
+    open_shard_with(env, disk, 16 << 20, LARGE).await.unwrap().0
 }
 
 /// A vbucket of [`DOCUMENTS`] flushed documents of one block each, nothing of which is in memory.
@@ -41,18 +37,9 @@ fn flushed(run: impl AsyncFnOnce(&SimDisk, &Rc<VbStore>)) {
     disk.attach(&sim);
     let env = sim.env();
     sim.block_on(async {
-        let geometry = Geometry {
-            shard: ShardId(0),
-            shard_count: 1,
-            vbucket_count: VBUCKETS,
-            wal_segments: 4,
-            wal_segment_bytes: 1 << 20,
-        };
-        let options = FormatOptions { geometry, grow_bytes: LARGE.grow_bytes };
-        format(&env, &disk.open("wal"), &disk.open("data"), options).await.unwrap();
+        format_shard_with(&env, &disk, 1 << 20).await.unwrap();
         let shard = open(&env, &disk).await;
-        let bucket = BucketDesc { id: BUCKET, uuid: 7, name: "default".into(), config: String::new() };
-        shard.create_bucket(bucket).await.unwrap();
+        shard.create_bucket(default_bucket()).await.unwrap();
         let store = shard.vbucket(BUCKET, VbId(1)).unwrap();
         for number in 0..DOCUMENTS {
             write(&store, format!("\0key{number:02}").as_bytes(), &[number as u8 + 1; 15_000]).await.unwrap();

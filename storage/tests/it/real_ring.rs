@@ -5,7 +5,6 @@ use std::path::Path;
 use std::rc::Rc;
 
 use ringbase_storage::cache::BlockCache;
-use ringbase_storage::format::manifest_record::BucketDesc;
 use ringbase_storage::format::superblock::Geometry;
 use ringbase_storage::inspect::{InspectOptions, inspect_dir};
 use ringbase_storage::io::Device;
@@ -17,7 +16,7 @@ use ringbase_storage::types::{Seqno, ShardId};
 
 use crate::crash::{client, reported};
 use crate::device::scratch;
-use crate::world::{BUCKET, Model, OPTIONS, VBUCKETS, VbModel, check_recovered, check_view, rng};
+use crate::world::{Model, OPTIONS, VBUCKETS, VbModel, check_recovered, check_view, default_bucket, rng};
 
 /// A machine with real files: some shards on one ring.
 struct Machine {
@@ -52,12 +51,11 @@ fn format_all(directory: &Path, count: u16) {
             wal_segment_bytes: 64 << 10,
         };
         let options = FormatOptions { geometry, grow_bytes: OPTIONS.grow_bytes };
-        let bucket = BucketDesc { id: BUCKET, uuid: 7, name: "default".into(), config: String::new() };
         host.block_on(async {
             format(&host.env(), &wal, &data, options).await.unwrap();
             let cache = BlockCache::new(0);
             let (shard, _) = Shard::open(host.env(), wal, data, cache, OPTIONS).await.unwrap();
-            shard.create_bucket(bucket).await.unwrap();
+            shard.create_bucket(default_bucket()).await.unwrap();
             shard.close().await.unwrap();
             shard.detach();
         });

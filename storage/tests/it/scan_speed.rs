@@ -5,7 +5,6 @@
 use rand::RngExt;
 use ringbase_storage::cache::BlockCache;
 use ringbase_storage::env::sim::SimExecutor;
-use ringbase_storage::format::manifest_record::BucketDesc;
 use ringbase_storage::format::superblock::Geometry;
 use ringbase_storage::io::sim::SimDisk;
 use ringbase_storage::scan::{Content, KeyRange, KeyScan, Limits, Stop};
@@ -13,7 +12,7 @@ use ringbase_storage::shard::{FormatOptions, Shard, ShardOptions, format};
 use ringbase_storage::types::{Kind, ShardId, VbId};
 use ringbase_storage::vbstore::{NewVersion, ReadView};
 
-use crate::world::{BUCKET, rng};
+use crate::world::{BUCKET, default_bucket, rng};
 
 const KEYS: u32 = 400_000;
 const BUFFER_BYTES: usize = 256 << 10;
@@ -63,8 +62,7 @@ fn load(sim: &SimExecutor, disk: &SimDisk, case: &Case<'_>) -> Shard {
         format(&sim.env(), &disk.open("wal"), &disk.open("data"), format_options).await.unwrap();
         let (wal, data) = (disk.open("wal"), disk.open("data"));
         let (shard, _) = Shard::open(sim.env(), wal, data, BlockCache::new(1 << 30), options).await.unwrap();
-        let bucket = BucketDesc { id: BUCKET, uuid: 7, name: "default".into(), config: String::new() };
-        shard.create_bucket(bucket).await.unwrap();
+        shard.create_bucket(default_bucket()).await.unwrap();
         let store = shard.vbucket(BUCKET, VbId(0)).unwrap();
         for run in 0..case.runs {
             for n in (0..case.keys).filter(|n| (case.is_in_run)(*n, run)) {

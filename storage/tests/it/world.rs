@@ -81,20 +81,41 @@ pub(crate) fn each_seed(default: u64, mut run: impl FnMut(u64) -> u64) -> u64 {
 }
 
 pub(crate) async fn format_shard(env: &Env, disk: &SimDisk) -> Result<(), OpenError> {
+    format_shard_with(env, disk, 64 << 10).await
+}
+
+pub(crate) async fn format_shard_with(
+    env: &Env,
+    disk: &SimDisk,
+    wal_segment_bytes: u32,
+) -> Result<(), OpenError> {
     let geometry = Geometry {
         shard: ShardId(0),
         shard_count: 1,
         vbucket_count: VBUCKETS,
         wal_segments: 4,
-        wal_segment_bytes: 64 << 10,
+        wal_segment_bytes,
     };
     let options = FormatOptions { geometry, grow_bytes: OPTIONS.grow_bytes };
     format(env, &disk.open("wal"), &disk.open("data"), options).await
 }
 
 pub(crate) async fn open_shard(env: &Env, disk: &SimDisk) -> Result<(Shard, RecoveryReport), OpenError> {
-    let cache = BlockCache::new(128 << 10);
-    Shard::open(env.clone(), disk.open("wal"), disk.open("data"), cache, OPTIONS).await
+    open_shard_with(env, disk, 128 << 10, OPTIONS).await
+}
+
+pub(crate) async fn open_shard_with(
+    env: &Env,
+    disk: &SimDisk,
+    cache_bytes: usize,
+    options: ShardOptions,
+) -> Result<(Shard, RecoveryReport), OpenError> {
+    let cache = BlockCache::new(cache_bytes);
+    Shard::open(env.clone(), disk.open("wal"), disk.open("data"), cache, options).await
+}
+
+pub(crate) fn default_bucket() -> BucketDesc {
+    BucketDesc { id: BUCKET, uuid: 7, name: "default".into(), config: String::new() }
 }
 
 /// Formats and opens a shard with one bucket.
@@ -105,8 +126,7 @@ pub(crate) fn new_world(seed: u64) -> (SimExecutor, SimDisk, Shard, Model) {
     let shard = sim.block_on(async {
         format_shard(&env, &disk).await.unwrap();
         let (shard, _) = open_shard(&env, &disk).await.unwrap();
-        let bucket = BucketDesc { id: BUCKET, uuid: 7, name: "default".into(), config: String::new() };
-        shard.create_bucket(bucket).await.unwrap();
+        shard.create_bucket(default_bucket()).await.unwrap();
         shard
     });
     let model: Model = Rc::default();
@@ -245,7 +265,7 @@ pub(crate) async fn scan_versions(
             .await
             .expect("no read fault is injected");
         if !more {
-            assert_eq!(scan.counts().records, all.len() as u64);
+            assert_eq!(scan.records(), all.len() as u64);
             return all;
         }
         if all.len() % 3 == 0 {

@@ -31,9 +31,8 @@ struct Sample {
 /// See the module: a backfill whose view is open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct BackfillProgress {
-    /// The seqno before its first.
-    before: u64,
     end: u64,
+    /// At the seqno before its first.
     begun: Sample,
     /// The speed is measured from here.
     older: Sample,
@@ -44,8 +43,7 @@ pub(super) struct BackfillProgress {
 
 impl BackfillProgress {
     fn new(begun: Sample, end: Seqno) -> BackfillProgress {
-        let (before, end) = (begun.position, end.0.max(begun.position));
-        BackfillProgress { before, end, begun, older: begun, recent: begun, read_items: 0 }
+        BackfillProgress { end: end.0.max(begun.position), begun, older: begun, recent: begun, read_items: 0 }
     }
 
     /// It is here now.
@@ -59,11 +57,12 @@ impl BackfillProgress {
     /// All of it by name; `unsent` are documents and bytes of it that wait for the client.
     fn fields(&self, now: Sample, unsent: (u64, u64)) -> Vec<(&'static str, Value)> {
         let (items, bytes) = (now.items - self.begun.items, now.bytes - self.begun.bytes);
-        let done = now.position.clamp(self.before, self.end) - self.before;
-        let total = self.end - self.before;
+        let before = self.begun.position;
+        let done = now.position.clamp(before, self.end) - before;
+        let total = self.end - before;
         let share = if total == 0 { 1.0 } else { done as f64 / total as f64 };
         let mut fields: Vec<(&'static str, Value)> = vec![
-            ("backfill_start_seqno", (self.before + 1).into()),
+            ("backfill_start_seqno", (before + 1).into()),
             ("backfill_end_seqno", self.end.into()),
             ("backfill_seqno", now.position.into()),
             ("backfill_percent", rounded(share * 100.0, 10.0)),

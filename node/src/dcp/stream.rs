@@ -470,9 +470,8 @@ impl Stream {
             } else {
                 (closing.result, closing.status) = ("items", SUCCESS);
                 drop(closing);
+                self.give_way().await;
             }
-            self.time.waits_for(Spent::Turn);
-            self.core.env.relax().await;
         }
     }
 
@@ -480,14 +479,20 @@ impl Stream {
     fn open_memory(&self) -> Result<SeqnoReading, End> {
         let mut closing = Closing::new(self, opening_span!(self, kind = "memory"));
         let reading = self.store.open_seqnos(self.position.get().next());
-        closing.span.record("end", reading.end().0);
-        closing.span.record("purge", reading.purge_seqno().0);
-        if self.misses_tombstones(reading.purge_seqno()) {
+        self.opened(&mut closing, reading.end(), reading.purge_seqno())?;
+        Ok(reading)
+    }
+
+    /// What it reads now ends there, and may lack tombstones up to `purge`.
+    fn opened(&self, closing: &mut Closing<'_>, end: Seqno, purge: Seqno) -> Result<(), End> {
+        closing.span.record("end", end.0);
+        closing.span.record("purge", purge.0);
+        if self.misses_tombstones(purge) {
             closing.result = "purged";
             return Err(End::with(StreamEndStatus::Rollback));
         }
         closing.result = "opened";
-        Ok(reading)
+        Ok(())
     }
 
     /// Sends one snapshot of disk.
@@ -531,16 +536,8 @@ impl Stream {
         };
         self.core.metrics.backfills.add(1);
         closing.span.record("kind", scan.kind());
-        if let Some(ranges) = scan.ranges() {
-            closing.span.record("ranges", ranges);
-        }
-        closing.span.record("end", scan.view().end().0);
-        closing.span.record("purge", scan.purge_seqno().0);
-        if self.misses_tombstones(scan.purge_seqno()) {
-            closing.result = "purged";
-            return Err(End::with(StreamEndStatus::Rollback));
-        }
-        closing.result = "opened";
+        closing.span.record("ranges", scan.ranges());
+        self.opened(&mut closing, scan.view().end(), scan.purge_seqno())?;
         Ok(scan)
     }
 
@@ -621,9 +618,8 @@ impl Stream {
                 closing.result = if taken >= SLICE_ITEMS { "items" } else { "time" };
                 closing.status = SUCCESS;
                 drop(closing);
+                self.give_way().await;
             }
-            self.time.waits_for(Spent::Turn);
-            self.core.env.relax().await;
         }
     }
 
@@ -672,6 +668,12 @@ impl Stream {
         (buffer, items)
     }
 
+    /// Lets others of the core run.
+    async fn give_way(&self) {
+        self.time.waits_for(Spent::Turn);
+        self.core.env.relax().await;
+    }
+
     /// Waits until one more piece may be filled. If that takes long `scan` lets go of what was read ahead; if that shows before that what comes next
     /// cannot be read, the stream has failed, with room or without (T3.15).
     async fn fill_next(&self, mut scan: Option<&mut BackfillScan>) -> Result<Filling, End> {
@@ -709,8 +711,7 @@ impl Stream {
                 return Err(self.unreadable(&error, seqnos));
             }
         };
-        self.time.waits_for(Spent::Turn);
-        self.core.env.relax().await;
+        self.give_way().await;
         match self.core.pool.take(PIECE_ROOM) {
             Ok((buffer, _)) => Ok(Filling { buffer, turn, items: 0 }),
             Err(_) => {

@@ -64,12 +64,12 @@ pub fn streams(file: &TraceFile) -> Vec<TracedStream> {
     let last_ns = file.events.iter().map(at_ns).max().unwrap_or_default();
     let begins = file.events.iter().filter(|event| event.phase == "b");
     let flows: HashMap<&str, u64> =
-        begins.filter_map(|event| Some((&*event.id, number(event, "flow")?))).collect();
+        begins.filter_map(|event| Some((&*event.id, event.number("flow")?))).collect();
     let mut polls: HashMap<u64, Vec<&TraceEvent>> = HashMap::new();
     for event in &file.events {
         match (&*event.phase, &*event.name) {
             ("b", "dcp_wait") => {
-                let Some(flow) = number(event, "flow") else { continue };
+                let Some(flow) = event.number("flow") else { continue };
                 let end = ends.get(&("dcp_wait", &*event.id)).copied();
                 let what = event.args.get("what").and_then(Value::as_str).and_then(Spent::of_name);
                 let (begin_ns, end_ns) = (at_ns(event), end.map_or(last_ns, at_ns));
@@ -87,7 +87,7 @@ pub fn streams(file: &TraceFile) -> Vec<TracedStream> {
             ("B", "dcp_poll") => polls.entry(event.tid).or_default().push(event),
             ("E", "dcp_poll") => {
                 let Some(begin) = polls.entry(event.tid).or_default().pop() else { continue };
-                let Some(flow) = number(begin, "flow") else { continue };
+                let Some(flow) = begin.number("flow") else { continue };
                 let (what, begin_ns, end_ns) = (Some(Spent::Running), at_ns(begin), at_ns(event));
                 let intervals = &mut found.entry(flow).or_default().intervals;
                 intervals.push(Interval { what, begin_ns, end_ns, begin, end: None });
@@ -110,7 +110,7 @@ impl Found<'_> {
         for interval in &self.intervals {
             let end_ns = next.next().map_or(interval.end_ns, |next| next.min(interval.end_ns));
             let whole = end_ns.saturating_sub(interval.begin_ns);
-            let said = |name| interval.end.and_then(|end| number(end, name)).unwrap_or_default();
+            let said = |name| interval.end.and_then(|end| end.number(name)).unwrap_or_default();
             let window = said("window_ns").min(whole);
             let socket = said("socket_ns").min(whole - window);
             stream.spent_ns[Spent::Window as usize] += window;
@@ -121,7 +121,7 @@ impl Found<'_> {
         }
         if let (Some(first), Some(last)) = (self.intervals.first(), self.intervals.last()) {
             let begin = first.begin;
-            stream.vb = number(begin, "vb").and_then(|vb| u16::try_from(vb).ok()).unwrap_or_default();
+            stream.vb = begin.number("vb").and_then(|vb| u16::try_from(vb).ok()).unwrap_or_default();
             stream.connection = begin.args.get("conn").and_then(Value::as_str).unwrap_or("?").to_owned();
             stream.wall_ns = last.end_ns.saturating_sub(first.begin_ns);
         }
@@ -130,19 +130,13 @@ impl Found<'_> {
 }
 
 fn count(found: &mut BTreeMap<u64, Found<'_>>, event: &TraceEvent, field: fn(&mut TracedStream) -> &mut u64) {
-    if let Some(flow) = number(event, "flow") {
-        *field(&mut found.entry(flow).or_default().stream) += number(event, "bytes").unwrap_or_default();
+    if let Some(flow) = event.number("flow") {
+        *field(&mut found.entry(flow).or_default().stream) += event.number("bytes").unwrap_or_default();
     }
 }
 
 fn at_ns(event: &TraceEvent) -> u64 {
     (event.at_us * 1000.0).round() as u64
-}
-
-/// An argument; large ones are texts.
-fn number(event: &TraceEvent, name: &str) -> Option<u64> {
-    let value = event.args.get(name)?;
-    value.as_u64().or_else(|| value.as_str()?.parse().ok())
 }
 
 #[cfg(test)]

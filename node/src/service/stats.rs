@@ -51,8 +51,7 @@ struct ConnectionSource<'a>(&'a Producers, Duration);
 
 impl StatSource for ConnectionSource<'_> {
     fn collect(&self, query: &StatQuery, part: &mut StatPart) {
-        let is_wanted = matches!(query.group, StatGroup::Dcp | StatGroup::DcpAgg | StatGroup::DcpVbTakeover);
-        let Some(bucket) = query.bucket.filter(|_| is_wanted) else { return };
+        let Some(bucket) = query.bucket.filter(|_| query.group.is_about_dcp()) else { return };
         self.0.each(|name, producer| {
             if producer.bucket() != bucket {
                 return;

@@ -38,7 +38,8 @@ mod takeover;
 pub use collections::CollectionQuery;
 pub use histogram::{HistogramStat, Unit};
 pub use part::{StatPart, StatValue};
-pub use streams::{DcpFilter, DcpQuery, Separator, StreamForm, put_fields, put_takeover_connection};
+pub use streams::{DcpFilter, DcpQuery, Separator, StreamForm, put_fields};
+pub use takeover::add_connection as put_takeover_connection;
 
 use ringbase_storage::env::Env;
 use ringbase_storage::types::{BucketId, VbId};
@@ -140,7 +141,8 @@ impl StatGroup {
     }
 
     /// Whether it is about one bucket's DCP connections.
-    fn is_about_dcp(self) -> bool {
+    #[must_use]
+    pub fn is_about_dcp(self) -> bool {
         matches!(self, StatGroup::Dcp | StatGroup::DcpAgg | StatGroup::DcpVbTakeover)
     }
 
@@ -282,9 +284,6 @@ pub(super) fn begin(
     let argument = asked.argument.filter(|argument| !argument.is_empty());
     if group.is_about_dcp() {
         match DcpQuery::decode(group, argument, request.frame.value) {
-            Ok((_, Some(vb))) if vb.0 >= shared.vbucket_count() => {
-                return Err(cluster::not_my_vbucket(session, responder, out));
-            }
             Ok((dcp, vbucket)) => (query.dcp, query.vbucket) = (dcp, vbucket),
             Err(refusal) => {
                 responder.refuse(env, refusal, out);
@@ -309,10 +308,10 @@ pub(super) fn begin(
             responder.refuse(env, Refusal::einval("The argument must be the number of a vbucket"), out);
             return Err(Outcome::Done);
         };
-        if vb.0 >= shared.vbucket_count() {
-            return Err(cluster::not_my_vbucket(session, responder, out));
-        }
         query.vbucket = Some(vb);
+    }
+    if query.vbucket.is_some_and(|vb| vb.0 >= shared.vbucket_count()) {
+        return Err(cluster::not_my_vbucket(session, responder, out));
     }
     let classic_histograms = session.agent.name.contains("cbstat");
     let node = about_node(session, &query);

@@ -183,11 +183,6 @@ pub fn put_fields<N: AsRef<str>>(
     }
 }
 
-/// A connection of the name that `dcp-vbtakeover` asks for.
-pub fn put_takeover_connection(part: &mut StatPart) {
-    takeover::add_connection(part);
-}
-
 impl StatSource for Streams {
     fn collect(&self, query: &StatQuery, part: &mut StatPart) {
         match (query.group, query.bucket) {

@@ -16,8 +16,8 @@ use super::{StatPart, StatValue};
 /// Connections of the name that is asked for.
 const CONNECTIONS: &str = "connections";
 
-/// Whether a connection of that name is here.
-pub(super) fn add_connection(part: &mut StatPart) {
+/// A connection of the name that is asked for is here.
+pub fn add_connection(part: &mut StatPart) {
     part.sum(CONNECTIONS, 1);
 }
 

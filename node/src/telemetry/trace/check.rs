@@ -37,6 +37,15 @@ pub struct TraceEvent {
     pub args: Map<String, Value>,
 }
 
+impl TraceEvent {
+    /// An argument that is a number; large ones are texts in a dump.
+    #[must_use]
+    pub fn number(&self, name: &str) -> Option<u64> {
+        let value = self.args.get(name)?;
+        value.as_u64().or_else(|| value.as_str()?.parse().ok())
+    }
+}
+
 /// A thread of a dump.
 #[derive(Debug, Clone, Deserialize)]
 pub struct TraceThread {

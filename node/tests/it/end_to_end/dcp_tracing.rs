@@ -3,32 +3,17 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use ringbase::client::{Connection, DcpClient, DcpOptions};
+use ringbase::client::{DcpClient, DcpOptions};
 use ringbase::dcp::time::Spent;
 use ringbase::dcp::traced::streams;
 use ringbase::protocol::dcp::{DcpMessage, StreamReply, StreamRequest};
-use ringbase::telemetry::trace::check::{TraceEvent, TraceFile};
 use ringbase_storage::types::VbId;
 
 use super::rig::{Node, PATIENCE, Place, for_each_core_count, store_when_taken};
+use super::tracing::dump;
 
 const VBUCKETS: u16 = 4;
 const DOCUMENTS: u32 = 400;
-
-fn dump(connection: &mut Connection) -> TraceFile {
-    let mut json = Vec::new();
-    let kept = connection.trace_dump(|chunk| {
-        json.extend_from_slice(chunk);
-        Ok(())
-    });
-    kept.unwrap();
-    TraceFile::parse(&json).unwrap()
-}
-
-fn flow_of(event: &TraceEvent) -> Option<u64> {
-    let flow = event.args.get("flow")?;
-    flow.as_u64().or_else(|| flow.as_str()?.parse().ok())
-}
 
 /// Receives until so many documents have come.
 fn receive(client: &mut DcpClient, documents: u32) {
@@ -99,7 +84,7 @@ fn one_flow_goes_from_the_request_to_the_acknowledgement_and_explains_the_time()
         ];
         for flow in &uids {
             let mut first: BTreeMap<&str, f64> = BTreeMap::new();
-            for event in file.events.iter().filter(|event| flow_of(event) == Some(*flow)) {
+            for event in file.events.iter().filter(|event| event.number("flow") == Some(*flow)) {
                 let at = first.entry(&event.name).or_insert(event.at_us);
                 *at = at.min(event.at_us);
             }

@@ -14,7 +14,7 @@ use ringbase_storage::types::VbId;
 use super::rig::{Node, Place, Setup, eventually, for_each_core_count};
 use super::scans::fill;
 
-fn dump(connection: &mut Connection) -> TraceFile {
+pub(super) fn dump(connection: &mut Connection) -> TraceFile {
     let mut json = Vec::new();
     let bytes = connection.trace_dump(|chunk| {
         json.extend_from_slice(chunk);

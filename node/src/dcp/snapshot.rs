@@ -7,6 +7,7 @@
 //! - The position rises with each document in the order of seqnos; in key order it stays until the snapshot's end, for a client that has only a part
 //!   of it has nothing to resume from.
 //! - An OSO end follows only a snapshot that was read to its end (T3.10).
+//! - In the order of seqnos a client with Collections is told its seqno after every [`SKIPPED_MAX`] documents that it does not get.
 //!
 //! Cost: one copy a message.
 //! Does not know: where documents are read, when a piece is full.
@@ -22,6 +23,9 @@ use crate::protocol::dcp::{
     MarkerFlags, MarkerVersion, OsoSnapshot, OutOfOrderSnapshots, SnapshotMarker, StoredError, StreamFlags,
     append_document, append_stored,
 };
+
+/// Documents left out in a row after which a client is told how far the stream is (`dcp_backfill_antilag_interval` of the reference).
+const SKIPPED_MAX: u32 = 10_000;
 
 /// In which order the documents of a snapshot come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,6 +47,8 @@ pub(super) struct Snapshot {
     is_announced: bool,
     /// The greatest seqno in it that was sent.
     last: Seqno,
+    /// Documents that were left out since.
+    skipped: u32,
     /// When its view was opened, of a backfill that has sent nothing.
     pub(super) opened_ns: Option<u64>,
 }
@@ -55,8 +61,8 @@ impl Stream {
         }
         let (position, is_first) = (self.position.get(), !self.has_marked.get());
         let start = if is_first { self.spec.request.snap_start } else { position.next() };
-        let (is_announced, last, opened_ns) = (false, position, None);
-        Snapshot { start, end, flags, purge, order, is_first, is_announced, last, opened_ns }
+        let (is_announced, last, skipped, opened_ns) = (false, position, 0, None);
+        Snapshot { start, end, flags, purge, order, is_first, is_announced, last, skipped, opened_ns }
     }
 
     /// Appends the message of a document, and what begins the snapshot before the first one.
@@ -105,11 +111,28 @@ impl Stream {
             self.counts.set(counts);
             filling.items += 1;
             snapshot.last = snapshot.last.max(meta.seqno);
+            snapshot.skipped = 0;
+        } else {
+            self.skip(snapshot, meta.seqno, filling);
         }
         if snapshot.order == Order::Seqno {
             self.position.set(meta.seqno);
         }
         Ok(())
+    }
+
+    /// Leaves a document out. Were nothing said for long, the client would have to come back from far behind.
+    fn skip(&self, snapshot: &mut Snapshot, seqno: Seqno, filling: &mut Filling) {
+        snapshot.skipped += 1;
+        if snapshot.skipped < SKIPPED_MAX || snapshot.order == Order::Key || self.spec.selection.is_none() {
+            return;
+        }
+        let out = filling.buffer.vec();
+        if !snapshot.is_announced {
+            self.announce(snapshot, out);
+        }
+        encode_seqno_advanced(seqno, self.spec.envelope, out);
+        (snapshot.last, snapshot.skipped, filling.is_due) = (seqno, 0, true);
     }
 
     /// Says that the snapshot begins.

@@ -110,7 +110,7 @@ impl Stream {
             number: spec.number,
             connection: spec.name.clone(),
             origin: spec.origin.clone(),
-            has_view: self.progress.get().is_some(),
+            has_view: self.has_view.get(),
             is_backfilling: state == StreamState::Backfilling,
             has_slot: self.has_slot.get(),
             items_remaining,

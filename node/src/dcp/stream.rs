@@ -138,7 +138,9 @@ pub(super) struct Stream {
     /// The right to read, of a backfill that does.
     pub(super) slot: RefCell<Option<Slot>>,
     pub(super) counts: Cell<Counts>,
-    /// Of the backfill whose view is open.
+    /// Whether a view is open.
+    pub(super) has_view: Cell<bool>,
+    /// Of the backfill whose view is open, if it is read by seqno.
     pub(super) progress: Cell<Option<BackfillProgress>>,
     pub(super) time: StreamTime,
     /// One for each piece that was handed over and not sent.
@@ -184,6 +186,8 @@ pub(super) struct Filling {
     pub(super) buffer: ScanBuffer,
     turn: Turn,
     pub(super) items: u32,
+    /// Whether it is handed over though there is room in it.
+    pub(super) is_due: bool,
 }
 
 /// How a stream ends by itself.
@@ -241,6 +245,7 @@ impl Stream {
             has_slot: Cell::new(false),
             slot: RefCell::default(),
             counts: Cell::default(),
+            has_view: Cell::new(false),
             progress: Cell::default(),
             time: StreamTime::new(core.env.clock.monotonic_ns(), spec.window.clone(), spec.socket.clone()),
             sent: Cell::new((spec.request.start, spec.request.snap_end)),
@@ -513,6 +518,7 @@ impl Stream {
         };
         let read = read.instrument(span).await;
         self.has_slot.set(false);
+        self.has_view.set(false);
         self.progress.set(None);
         closing.ends_with(&read);
         read
@@ -535,6 +541,7 @@ impl Stream {
             }
         };
         self.core.metrics.backfills.add(1);
+        self.has_view.set(true);
         closing.span.record("kind", scan.kind());
         closing.span.record("ranges", scan.ranges());
         self.opened(&mut closing, scan.view().end(), scan.purge_seqno())?;
@@ -658,7 +665,7 @@ impl Stream {
 
     /// Counts a buffer as under way until it comes home.
     fn set_off(&self, filling: Filling) -> (ScanBuffer, u32) {
-        let Filling { mut buffer, mut turn, items } = filling;
+        let Filling { mut buffer, mut turn, items, .. } = filling;
         buffer.recount();
         let bytes = buffer.records().len();
         turn.weigh(bytes.div_ceil(PIECE_BYTES));
@@ -713,7 +720,7 @@ impl Stream {
         };
         self.give_way().await;
         match self.core.pool.take(PIECE_ROOM) {
-            Ok((buffer, _)) => Ok(Filling { buffer, turn, items: 0 }),
+            Ok((buffer, _)) => Ok(Filling { buffer, turn, items: 0, is_due: false }),
             Err(_) => {
                 tracing::error!(vb = self.spec.envelope.vbucket.0, "no memory for a piece of a stream");
                 Err(End::with(StreamEndStatus::BackfillFail))
@@ -787,5 +794,5 @@ impl Drop for Closing<'_> {
 }
 
 fn is_full(filling: &mut Filling) -> bool {
-    filling.buffer.records().len() >= PIECE_BYTES
+    filling.is_due || filling.buffer.records().len() >= PIECE_BYTES
 }

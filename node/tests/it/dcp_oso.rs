@@ -382,6 +382,38 @@ fn accepted(answer: &StreamAnswer) {
     assert!(matches!(answer, StreamAnswer::Accepted(_)), "{answer:?}");
 }
 
+/// DCP §6: a client with Collections learns how far its stream is at least every 10,000 documents that it does not get, and can come back from there:
+/// from disk and from memory.
+#[test]
+fn a_client_is_told_its_seqno_within_a_long_run_of_others_documents() {
+    let mut world = World::new(11, "dcp_oso_backfill=disabled");
+    let ids = [world.create(), world.create()];
+    let write = |world: &mut World| {
+        (0..21_000).for_each(|number| world.write(0, &format!("key-{}", number % 500), Some(b"value")))
+    };
+    write(&mut world);
+    world.flush();
+    let mut late = Consumer::new(1, &ids[..1], OutOfOrderSnapshots::Off);
+    accepted(&late.open(&mut world, StreamFlags::NONE));
+    late.take_all(&world);
+    assert_eq!(late.told, "mea", "500 keys are short");
+    let mut consumer = Consumer::new(2, &ids[..1], OutOfOrderSnapshots::Off);
+    (0..21_000).for_each(|number| world.write(0, &format!("other-{number}"), Some(b"value")));
+    accepted(&consumer.open(&mut world, StreamFlags::DISK_ONLY));
+    world.rig.settle();
+    let mut positions = Vec::new();
+    while consumer.take(&world) {
+        positions.push(consumer.seqno);
+        world.rig.settle();
+    }
+    assert_eq!(consumer.told, "meaaa$");
+    assert!(positions.is_sorted() && positions.len() >= 3, "each leaves at once: {positions:?}");
+    late.take_all(&world);
+    assert!(late.told.starts_with("mea") && late.told.ends_with("maaa"), "{}", late.told);
+    assert_eq!(late.seqno, world.history.len() as u64);
+    assert_eq!(consumer.seqno, late.seqno);
+}
+
 /// DCP §8: start, event, documents and deletions, the greatest seqno if it was asked for and none of the collection's has it, end; no marker. Then
 /// memory, behind the snapshot.
 #[test]

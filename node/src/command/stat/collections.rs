@@ -133,13 +133,28 @@ pub(super) fn numbers(engine: &Engine, query: &StatQuery, part: &mut StatPart) {
     }
 }
 
-/// What a vbucket knows of its collections, those that were dropped and are not erased too.
+/// What a vbucket knows of its collections, those that were dropped and are not erased too, or of the scopes that they are in.
 pub(super) fn details(engine: &Engine, query: &StatQuery, part: &mut StatPart) {
     let Some(bucket) = query.bucket.and_then(|id: BucketId| engine.bucket(id)) else { return };
     let collections = bucket.context.collections();
     for store in bucket.vbuckets().into_iter().filter(|store| query.covers(store.id())) {
         part.of_vbucket(store.id(), "manifest:uid", format!("{:x}", collections.manifest().uid()));
-        each_collection(&store, collections.manifest(), part);
+        match query.group {
+            StatGroup::ScopesDetails => each_scope(&store, collections.manifest(), part),
+            _ => each_collection(&store, collections.manifest(), part),
+        }
+    }
+}
+
+fn each_scope(store: &VbStore, manifest: &Manifest, part: &mut StatPart) {
+    let vb = store.id();
+    part.of_vbucket(vb, "scopes", manifest.scopes().len());
+    for scope in manifest.scopes() {
+        part.of_vbucket(vb, format!("{:#x}:name:", scope.id.0), &scope.name);
+        for collection in manifest.collections_of(scope.id) {
+            let items = store.collection(collection.id.0).map_or(0, |known| known.items);
+            part.of_vbucket(vb, format!("{:#x}:{:#x}:items", scope.id.0, collection.id.0), items);
+        }
     }
 }
 

@@ -25,7 +25,9 @@ impl StatSource for Engine {
             | StatGroup::CollectionsById
             | StatGroup::Scopes
             | StatGroup::ScopesById => collections::numbers(self, query, part),
-            StatGroup::CollectionsDetails => collections::details(self, query, part),
+            StatGroup::CollectionsDetails | StatGroup::ScopesDetails => {
+                collections::details(self, query, part)
+            }
             StatGroup::Uuid
             | StatGroup::RangeScans
             | StatGroup::Dcp

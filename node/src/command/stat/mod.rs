@@ -10,7 +10,7 @@
 //! | `vbucket`, `vbucket-details`, `vbucket-seqno`, `failovers` | vbucket | vbuckets |
 //! | `collections`, `scopes` | `scope.collection`, or a scope's name | the manifest, vbuckets, use on each core |
 //! | `collections-byid`, `scopes-byid` | id in hex | the same |
-//! | `collections-details` | vbucket | vbuckets |
+//! | `collections-details`, `scopes-details` | vbucket | vbuckets |
 //! | `timings` | | commits and flushes of the shards, range scans, requests by opcode |
 //! | `range-scans` | vbucket | range scans |
 //! | `dcp` | JSON value: form of the streams, filter by user and port | DCP connections and their streams |
@@ -89,6 +89,8 @@ pub enum StatGroup {
     Scopes,
     /// Scopes, one of them by its id.
     ScopesById,
+    /// Scopes of each vbucket.
+    ScopesDetails,
     /// Histograms.
     Timings,
     /// None: counters and histograms begin anew.
@@ -114,6 +116,7 @@ impl StatGroup {
             "collections-details" => StatGroup::CollectionsDetails,
             "scopes" => StatGroup::Scopes,
             "scopes-byid" => StatGroup::ScopesById,
+            "scopes-details" => StatGroup::ScopesDetails,
             "timings" => StatGroup::Timings,
             "reset" => StatGroup::Reset,
             _ => return None,
@@ -154,6 +157,7 @@ impl StatGroup {
             | StatGroup::VbucketSeqno
             | StatGroup::Failovers
             | StatGroup::CollectionsDetails
+            | StatGroup::ScopesDetails
             | StatGroup::RangeScans
             | StatGroup::Backfills => true,
             StatGroup::General
@@ -349,6 +353,7 @@ fn about_node(session: &Session, query: &StatQuery) -> StatPart {
         | StatGroup::VbucketSeqno
         | StatGroup::Failovers
         | StatGroup::CollectionsDetails
+        | StatGroup::ScopesDetails
         | StatGroup::RangeScans
         | StatGroup::Dcp
         | StatGroup::DcpAgg

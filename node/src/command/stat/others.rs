@@ -37,6 +37,7 @@ impl StatSource for RangeScans {
                 | StatGroup::CollectionsDetails
                 | StatGroup::Scopes
                 | StatGroup::ScopesById
+                | StatGroup::ScopesDetails
                 | StatGroup::Dcp
                 | StatGroup::DcpAgg
                 | StatGroup::DcpVbTakeover

@@ -259,6 +259,7 @@ impl StatSource for Streams {
                 | StatGroup::CollectionsDetails
                 | StatGroup::Scopes
                 | StatGroup::ScopesById
+                | StatGroup::ScopesDetails
                 | StatGroup::Reset,
                 _,
             ) => {}

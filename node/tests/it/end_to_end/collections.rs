@@ -266,6 +266,10 @@ fn a_dropped_collection_is_gone_at_once_for_reads_writes_scans_and_statistics() 
         assert_eq!(stat(&mut connection, "collections-byid 0x9", "0x8:0x9:items").as_deref(), Some("20"));
         assert_eq!(stat(&mut connection, "scopes", "0x8:items").as_deref(), Some("40"));
         assert_eq!(stat(&mut connection, "scopes shop", "0x8:collections").as_deref(), Some("2"));
+        for (name, value) in [("scopes", "2"), ("0x8:name:", "shop"), ("0x8:0x9:items", "20")] {
+            let found = stat(&mut connection, &format!("scopes-details {vb}"), &format!("vb_{vb}:{name}"));
+            assert_eq!(found.as_deref(), Some(value), "{name}");
+        }
         let unknown = connection.stats("collections shop.none", |_, _| ());
         assert_eq!(status(unknown), Status::UNKNOWN_COLLECTION);
         assert_eq!(stat(&mut connection, "", "curr_items").as_deref(), Some("60"));

@@ -5,10 +5,10 @@
 //!   is off.
 //! - Messages that arrive while an answer is awaited are kept in order, up to [`KEPT_BYTES_MAX`].
 //!
-//! Two ways to receive: [`DcpClient::next_within`] hands over decoded messages one by one and ends a wait in time,
-//! [`DcpClient::frames`] hands over all frames that are there and decodes nothing but their heads.
+//! Ways to receive: [`DcpClient::next_within`] hands over decoded messages one by one, [`DcpClient::messages_within`] all that are there, and both
+//! end a wait in time; [`DcpClient::frames`] hands over all frames that are there and decodes nothing but their heads.
 //!
-//! Cost: a message is borrowed from the receive buffer; only kept ones are copied. A wait of `next_within` is four system calls, one of
+//! Cost: a message is borrowed from the receive buffer; only kept ones are copied. A wait that ends in time is four system calls, one of
 //! `frames` is the read.
 //! Does not know: what becomes of the messages, snapshots, rollbacks.
 
@@ -275,6 +275,29 @@ impl DcpClient {
         };
         self.processed(bytes)?;
         Ok(Some(taken))
+    }
+
+    /// Gives every message that has arrived to `take`, with its address, and waits at most `patience` for one if there is none. Returns how many
+    /// there were.
+    ///
+    /// # Errors
+    /// As [`DcpClient::frames`] and [`DcpClient::next_within`].
+    pub fn messages_within(
+        &mut self,
+        patience: Duration,
+        mut take: impl FnMut(Envelope, &DcpMessage<'_>),
+    ) -> Result<u64, ClientError> {
+        let has_some = !self.kept.is_empty() || self.has_frame();
+        if !has_some && !self.has_bytes_until(Instant::now() + patience)? {
+            return Ok(0);
+        }
+        let mut undecoded = None;
+        let count = self.frames(|frame| {
+            if undecoded.is_none() {
+                undecoded = decode(frame, &mut take).err();
+            }
+        })?;
+        undecoded.map_or(Ok(count), Err)
     }
 
     /// Gives everything back that was processed and not acknowledged.

@@ -52,6 +52,9 @@ pub(crate) struct DcpDrainArgs {
     /// Allow the past of the collections in key order, "out of sequence order": the node decides
     #[arg(long, requires = "collection", conflicts_with = "from")]
     pub(crate) oso: bool,
+    /// Read everything from disk, also what memory has
+    #[arg(long, conflicts_with = "follow")]
+    pub(crate) disk_only: bool,
     /// Begin after this seqno
     #[arg(long, value_name = "SEQNO", default_value_t = 0)]
     pub(crate) from: u64,

@@ -169,6 +169,22 @@ fn parts_are_drained_by_vbucket_seqno_collection_and_stream_id() {
     assert_eq!(items(&["--stream-id", "7", "--verify", SOURCE]), DOCUMENTS);
 }
 
+/// DCP §8: by key only if the client allows it; either way everything comes once.
+#[test]
+fn the_past_of_a_collection_comes_in_key_order_if_that_is_allowed() {
+    let rig = Rig::loaded();
+    let words = ["bucket", "set", "default", "dcp_oso_backfill=enabled"];
+    let set = rig.run(&words);
+    assert_eq!(set.code, 0, "{}", set.err);
+    let count = |words: &[&str]| {
+        let total = rig.report(0, &[&["--collection", "0", "--disk-only"], words].concat())["total"].clone();
+        ["mutations", "snapshots", "oso_snapshots"].map(|name| total[name].as_u64().unwrap())
+    };
+    assert_eq!(count(&["--oso"]), [DOCUMENTS, 16, 16]);
+    assert_eq!(count(&[]), [DOCUMENTS, 16, 0]);
+    assert_eq!(count(&["--oso", "--connections", "3"]), [DOCUMENTS, 16, 16]);
+}
+
 #[test]
 fn following_streams_bring_what_is_written_and_stuck_ones_bring_nothing() {
     let rig = Rig::loaded();

@@ -31,7 +31,7 @@ const KEYS_REMEMBERED: usize = 8 << 20;
 const TICK: Duration = Duration::from_millis(100);
 
 /// Messages after which others are told of the progress.
-const PROGRESS_MESSAGES: u32 = 1024;
+const PROGRESS_MESSAGES: u64 = 1024;
 
 /// What to ask for.
 #[derive(Debug)]
@@ -300,9 +300,9 @@ impl<'a> Drain<'a> {
         let mut last_message = Instant::now();
         let mut untold = 0;
         while self.receiver.ended < self.receiver.checks.len() {
-            let is_message = self.step()?;
-            untold += 1;
-            if is_message && untold < PROGRESS_MESSAGES {
+            let messages = self.step()?;
+            untold += messages;
+            if messages > 0 && untold < PROGRESS_MESSAGES {
                 continue;
             }
             untold = 0;
@@ -310,7 +310,7 @@ impl<'a> Drain<'a> {
             if is_over() {
                 break;
             }
-            if is_message {
+            if messages > 0 {
                 last_message = Instant::now();
             } else if self.plan.ends && last_message.elapsed() >= self.plan.connect.timeout {
                 let (ended, streams) = (self.receiver.ended, self.receiver.checks.len());
@@ -345,13 +345,11 @@ impl<'a> Drain<'a> {
         }
     }
 
-    /// Takes one message; false if none comes.
-    fn step(&mut self) -> Result<bool, DrainError> {
+    /// Takes the messages that have arrived, 0 if none comes.
+    fn step(&mut self) -> Result<u64, DrainError> {
         let receiver = &mut self.receiver;
-        match self.client.next_within(TICK, |envelope, message| receiver.take(envelope, message)) {
-            Ok(taken) => Ok(taken.is_some()),
-            Err(error) => Err(self.lost(error)),
-        }
+        let taken = self.client.messages_within(TICK, |envelope, message| receiver.take(envelope, message));
+        taken.map_err(|error| self.lost(error))
     }
 
     fn lost(&self, source: ClientError) -> DrainError {

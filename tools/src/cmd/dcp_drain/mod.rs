@@ -128,13 +128,12 @@ fn plan(global: &GlobalArgs, args: &DcpDrainArgs) -> Result<Plan, Failure> {
     let filter = StreamFilter { selection, raw_stream_id: args.stream_id, ..StreamFilter::default() };
     let ends = !args.follow;
     let start = Seqno(args.from);
-    let request = StreamRequest {
-        flags: if ends { StreamFlags::TO_LATEST } else { StreamFlags::NONE },
-        start,
-        snap_start: start,
-        snap_end: start,
-        ..StreamRequest::FROM_NOTHING
-    };
+    let mut flags = if ends { StreamFlags::TO_LATEST } else { StreamFlags::NONE };
+    if args.disk_only {
+        flags = flags | StreamFlags::DISK_ONLY;
+    }
+    let request =
+        StreamRequest { flags, start, snap_start: start, snap_end: start, ..StreamRequest::FROM_NOTHING };
     Ok(Plan {
         connect,
         dcp,

@@ -1,6 +1,6 @@
 //! `ringctl why` and `ringctl top` against a node that runs in this process, and clients that are slow.
 
-use std::sync::OnceLock;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use ringbase::client::{ConnectOptions, Connection, DcpClient, DcpOptions};
@@ -124,17 +124,22 @@ fn top_prints_one_frame_without_a_terminal_and_ends() {
     assert_eq!((nobody.code, nobody.out.as_str()), (1, ""));
 }
 
-/// The trace belongs to the process.
-fn start_log_once() {
-    static STARTED: OnceLock<()> = OnceLock::new();
-    STARTED.get_or_init(|| ringbase::telemetry::start_log("off").unwrap());
-}
-
-/// T1.13: from a dump alone the tool says where the time of a stream went. Other tests of this process record into the same rings and take the CPUs, so
-/// what it finds may be less than the 95 % that the node's own test of T1.13 asks for.
+/// T1.13: from a dump alone the tool says where the time of a stream went. The trace belongs to the process, and the nodes of other tests number their
+/// streams as this one does, so it has a process of its own.
 #[test]
 fn a_dump_of_the_trace_explains_a_stream_that_is_gone() {
-    start_log_once();
+    let alone = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "why_and_top::explained_alone", "--ignored"])
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&alone.stdout);
+    assert!(alone.status.success() && text.contains("1 passed"), "{text}");
+}
+
+#[test]
+#[ignore = "run by a_dump_of_the_trace_explains_a_stream_that_is_gone in a process of its own"]
+fn explained_alone() {
+    ringbase::telemetry::start_log("off").unwrap();
     let address = loaded();
     let run = |words: &[&str]| {
         let outcome = ringctl(&[words, &["--host", &address]].concat());
@@ -153,7 +158,7 @@ fn a_dump_of_the_trace_explains_a_stream_that_is_gone() {
     // No node is needed any more.
     let found = json(&["why", "--trace", path, "traced:slow:3"]);
     let found = &found["streams"][0];
-    assert!(found["accounted_percent"].as_f64().unwrap() >= 80.0, "{found}");
+    assert!(found["accounted_percent"].as_f64().unwrap() >= 95.0, "{found}");
     assert!(found["spent"]["window"]["seconds"].as_f64().unwrap() > 0.5, "{found}");
     let uid = found["uid"].as_u64().unwrap();
     let text = ringctl(&["why", "--trace", path, &uid.to_string()]).out;

@@ -254,12 +254,7 @@ impl Control {
     /// # Errors
     /// The node refuses or is gone.
     pub(crate) fn stats(&mut self, group: &str) -> Result<BTreeMap<String, String>, ClientError> {
-        let mut stats = BTreeMap::new();
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        self.connection.stats(group, |name, value| {
-            stats.insert(text(name), text(value));
-        })?;
-        Ok(stats)
+        Ok(self.connection.stat_texts(group, b"")?.into_iter().collect())
     }
 
     /// The counters of the block cache.

@@ -111,10 +111,7 @@ pub(crate) struct DcpStats {
 impl DcpStats {
     /// Asks the node.
     pub(crate) fn ask(connection: &mut Connection) -> Result<DcpStats, ClientError> {
-        let mut entries = Vec::new();
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        connection.stats_with(b"dcp", ARGUMENTS, |name, value| entries.push((text(name), text(value))))?;
-        Ok(DcpStats::parse(entries))
+        Ok(DcpStats::parse(connection.stat_texts("dcp", ARGUMENTS)?))
     }
 
     pub(crate) fn parse(entries: impl IntoIterator<Item = (String, String)>) -> DcpStats {

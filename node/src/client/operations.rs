@@ -258,6 +258,21 @@ impl Connection {
         }
     }
 
+    /// The same as text, in the order in which it came.
+    ///
+    /// # Errors
+    /// As [`Connection::stats_with`].
+    pub fn stat_texts(
+        &mut self,
+        group: &str,
+        arguments: &[u8],
+    ) -> Result<Vec<(String, String)>, ClientError> {
+        let mut entries = Vec::new();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        self.stats_with(group.as_bytes(), arguments, |name, value| entries.push((text(name), text(value))))?;
+        Ok(entries)
+    }
+
     /// How far a vbucket of history `uuid` is assigned and persisted.
     ///
     /// # Errors

@@ -52,11 +52,8 @@ impl Timing {
 
 /// The histograms with samples, by name.
 pub(super) fn timings(connection: &mut Connection) -> Result<Vec<Timing>, ClientError> {
-    let mut timings = Vec::new();
-    connection.stats("timings", |name, value| {
-        let (name, value) = (String::from_utf8_lossy(name), String::from_utf8_lossy(value));
-        timings.extend(Timing::of(&name, &value));
-    })?;
+    let stats = connection.stat_texts("timings", b"")?;
+    let mut timings: Vec<Timing> = stats.iter().filter_map(|(name, value)| Timing::of(name, value)).collect();
     timings.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(timings)
 }

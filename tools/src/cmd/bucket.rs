@@ -57,11 +57,7 @@ struct Row {
 impl Row {
     fn read(connection: &mut Connection, name: String) -> Result<Row, Failure> {
         connection.select_bucket(&name)?;
-        let mut stats = BTreeMap::new();
-        connection.stats("", |name, value| {
-            let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-            stats.insert(text(name), text(value));
-        })?;
+        let stats = connection.stat_texts("", b"")?.into_iter().collect();
         Ok(Row { name, stats })
     }
 

@@ -50,11 +50,7 @@ pub(crate) fn run(global: &GlobalArgs, args: &CollectionArgs) -> Result<(), Fail
 }
 
 fn list(global: &GlobalArgs, connection: &mut Connection, manifest: &Manifest) -> Result<(), Failure> {
-    let mut stats = BTreeMap::new();
-    connection.stats("collections", |name, value| {
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        stats.insert(text(name), text(value));
-    })?;
+    let stats: BTreeMap<String, String> = connection.stat_texts("collections", b"")?.into_iter().collect();
     let (mut rows, mut json) = (Vec::new(), Vec::new());
     rows.push(["SCOPE", "COLLECTION", "ID", "MAX TTL", "ITEMS", "DATA"].map(str::to_owned).to_vec());
     for scope in manifest.scopes() {

@@ -10,18 +10,11 @@ use crate::failure::Failure;
 use crate::output::{print, print_json};
 
 pub(crate) fn run(global: &GlobalArgs, args: &StatsArgs) -> Result<(), Failure> {
-    let mut entries: Vec<(String, String)> = Vec::new();
-    connect(global)?.stats(&args.group.join(" "), |name, value| {
-        entries.push((text(name), text(value)));
-    })?;
+    let entries = connect(global)?.stat_texts(&args.group.join(" "), b"")?;
     if !global.json {
         return print(|out| entries.iter().try_for_each(|(name, value)| writeln!(out, "{name}: {value}")));
     }
     print_json(&Value::Object(object(entries)))
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
 }
 
 /// One member for each name; a name that occurs several times has an array.

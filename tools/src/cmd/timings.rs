@@ -68,11 +68,7 @@ impl Histogram {
 }
 
 pub(crate) fn run(global: &GlobalArgs, args: &TimingsArgs) -> Result<(), Failure> {
-    let mut entries: Vec<(String, String)> = Vec::new();
-    connect(global)?.stats("timings", |name, value| {
-        let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
-        entries.push((text(name), text(value)));
-    })?;
+    let mut entries = connect(global)?.stat_texts("timings", b"")?;
     entries.retain(|(name, _)| args.name.as_ref().is_none_or(|part| name.contains(part.as_str())));
     if global.json {
         let histograms = entries.iter().map(|(name, text)| (name.clone(), with_percentiles(text)));

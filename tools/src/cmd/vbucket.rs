@@ -41,15 +41,12 @@ fn tell(global: &GlobalArgs, vbucket: u16, is: &str) -> Result<(), Failure> {
 }
 
 fn list(global: &GlobalArgs, connection: &mut Connection) -> Result<(), Failure> {
-    let mut states: Vec<(String, String)> = Vec::new();
-    connection.stats("vbucket", |name, state| {
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        states.push((text(name).trim_start_matches("vb_").to_owned(), text(state)));
-    })?;
+    let stats = connection.stat_texts("vbucket", b"")?;
+    let states = stats.iter().map(|(name, state)| (name.trim_start_matches("vb_"), state));
     if global.json {
         let object: Map<String, Value> =
-            states.into_iter().map(|(vbucket, state)| (vbucket, state.into())).collect();
+            states.map(|(vbucket, state)| (vbucket.to_owned(), state.as_str().into())).collect();
         return print_json(&object.into());
     }
-    print(|out| states.iter().try_for_each(|(vbucket, state)| writeln!(out, "{vbucket} {state}")))
+    print(|out| states.clone().try_for_each(|(vbucket, state)| writeln!(out, "{vbucket} {state}")))
 }

@@ -45,12 +45,7 @@ impl Sample {
     /// Asks the node.
     pub(super) fn ask(connection: &mut Connection) -> Result<Sample, ClientError> {
         let dcp = DcpStats::ask(connection)?;
-        let mut group = |name: &str| {
-            let mut entries = Vec::new();
-            let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-            connection.stats(name, |name, value| entries.push((text(name), text(value))))?;
-            Ok::<_, ClientError>(entries)
-        };
+        let mut group = |name| connection.stat_texts(name, b"");
         let (scans, backfills, timings) = (group("range-scans")?, group("backfills")?, group("timings")?);
         Ok(Sample::of(Instant::now(), dcp, scans, &backfills, timings))
     }

@@ -1,7 +1,7 @@
 //! `ringbench`: measures a node from outside, and the storage ring and the sequence list by themselves.
 //!
 //! Bottom up: [`error`], [`process`], [`cpus`], [`recorder`], [`node`] (the node under test), [`workload`], the ceilings [`loopback`] and [`disk`],
-//! [`latency`], [`machine`], [`report`], [`plot`], and the commands in [`cmd`].
+//! [`latency`], the client [`traffic`], [`machine`], [`report`], [`plot`], and the commands in [`cmd`].
 //!
 //! Does not know: server code, but for an echo that is a floor; what it measures goes over TCP, and through
 //! `ringbase_storage` for ring and list.
@@ -17,6 +17,7 @@ mod workload;
 mod disk;
 mod latency;
 mod loopback;
+mod traffic;
 
 mod machine;
 mod plot;
@@ -53,6 +54,10 @@ enum Command {
     ///
     /// Example: ringbench kv --quick. Only GETs of one core: ringbench kv --cores 1 --mixes get --depths 16
     Kv(cmd::kv::KvArgs),
+    /// Overwrites a data set again and again: throughput, pauses, space and what is written for it, with and without scans that hold its beginning.
+    ///
+    /// Example: ringbench churn --quick. Only popular documents: ringbench churn --keys zipfian --held no
+    Churn(cmd::churn::ChurnArgs),
     /// Memory of a node while many scans stand still half-way.
     ScanMemory(cmd::scan_memory::ScanMemoryArgs),
     /// Memory of a node an item, beside key and value, and what goes back to the system when a bucket is emptied or deleted.
@@ -81,6 +86,7 @@ fn main() -> ExitCode {
         Command::Backfill(args) => cmd::backfill::run(&args),
         Command::Kv(args) => cmd::kv::run(&args),
         Command::Echo(args) => cmd::echo::run(&args),
+        Command::Churn(args) => cmd::churn::run(&args),
         Command::ScanMemory(args) => cmd::scan_memory::run(&args),
         Command::Memory(args) => cmd::memory::run(&args),
         Command::SeqList(args) => cmd::seqlist::run(&args),

@@ -3,6 +3,7 @@
 //! Does not know: each other.
 
 pub(crate) mod backfill;
+pub(crate) mod churn;
 pub(crate) mod echo;
 pub(crate) mod io;
 pub(crate) mod kv;

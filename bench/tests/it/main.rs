@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "all of this crate is tests, helpers too")]
 
 mod backfill;
+mod churn;
 mod kv;
 
 use std::path::{Path, PathBuf};

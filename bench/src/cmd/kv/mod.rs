@@ -10,9 +10,6 @@
 //! Does not know: how results are shown (`output`).
 
 mod cell;
-mod channel;
-mod client;
-mod documents;
 mod output;
 mod results;
 mod servers;
@@ -31,10 +28,9 @@ use crate::cpus;
 use crate::error::BenchError;
 use crate::machine::Machine;
 use crate::recorder;
+use crate::traffic::{self, Documents, KEY_BYTES, KeyChoice, Mix, Operations, Run};
 use crate::workload::{NodeArgs, PlaceArgs, Scratch};
-use cell::{Axes, Cell, Group, KeyChoice, Mix};
-use client::Run;
-use documents::{Documents, KEY_BYTES, Operations};
+use cell::{Axes, Cell, Group};
 use results::{MemoryRow, Row};
 use servers::{BucketType, Memcached, Server, ServerKind};
 
@@ -360,7 +356,7 @@ impl Bench<'_> {
         client_cpus: &[usize],
     ) -> Result<f64, BenchError> {
         let (expected, started) = (indices.end - indices.start, Instant::now());
-        let tally = client::finish(&Run {
+        let tally = traffic::finish(&Run {
             target: server.target(),
             documents,
             operations: &Operations::load(indices),
@@ -396,7 +392,7 @@ impl Bench<'_> {
             seed: self.args.seed.wrapping_add(u64::from(round) << 32),
         };
         let seconds = self.settings.seconds;
-        let measured = client::measure(&run, seconds / 5, seconds, || server.cpu_seconds())?;
+        let measured = traffic::measure(&run, seconds / 5, seconds, || server.cpu_seconds())?;
         let axes = &self.settings.axes;
         if Some(&cell.value_bytes) == axes.value_bytes.first() && Some(&cell.keys) == axes.keys.first() {
             let sum = self.results.latencies.entry((cell, server.kind())).or_insert_with(recorder::histogram);

@@ -8,12 +8,13 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::Results;
-use super::cell::{Cell, Mix};
+use super::cell::Cell;
 use super::results::{Comparison, MemoryRow, Ratio, Row, Summary, compare, memory_csv, raw_csv, summarize};
 use super::servers::ServerKind;
 use crate::error::BenchError;
 use crate::plot::{Line, Plot};
 use crate::report::{put, put_hgrm, table};
+use crate::traffic::Mix;
 
 /// Nanoseconds of a microsecond.
 const MICROSECOND: f64 = 1e3;

@@ -10,10 +10,9 @@ use std::fmt::Write as _;
 use serde::Serialize;
 
 use super::cell::Cell;
-use super::client::Measured;
-use super::documents::KEY_BYTES;
 use super::servers::ServerKind;
 use crate::report::median;
+use crate::traffic::{KEY_BYTES, Measured};
 
 /// One run.
 #[derive(Debug, Clone, Serialize)]
@@ -299,8 +298,8 @@ fn ratio(rows: &[Row], cell: Cell, other: ServerKind, value: fn(&Row) -> f64) ->
 
 #[cfg(test)]
 pub(super) mod tests {
-    use super::super::cell::{KeyChoice, Mix};
     use super::*;
+    use crate::traffic::{KeyChoice, Mix};
 
     pub(in super::super) fn cell(depth: usize, mix: Mix) -> Cell {
         Cell { cores: 1, value_bytes: 100, connections: 50, depth, mix, keys: KeyChoice::Zipfian }

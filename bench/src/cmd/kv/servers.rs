@@ -16,11 +16,11 @@ use std::time::{Duration, Instant};
 use clap::ValueEnum;
 use serde::Serialize;
 
-use super::channel::Target;
 use crate::cpus;
 use crate::error::BenchError;
 use crate::node::{NodeOptions, NodeProcess};
 use crate::process;
+use crate::traffic::Target;
 
 /// The bucket of the node.
 const BUCKET: &str = "kv";

@@ -18,11 +18,11 @@ use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 use ringbase::client::Generator;
 
-use super::cell::{KeyChoice, Mix};
+use super::choice::{KeyChoice, Mix};
 use crate::error::BenchError;
 
 /// Bytes of every key.
-pub(super) const KEY_BYTES: usize = 20;
+pub(crate) const KEY_BYTES: usize = 20;
 
 /// Bytes of the stamp at the beginning of a value; a shorter value has its beginning.
 const STAMP_BYTES: usize = 8;
@@ -35,7 +35,7 @@ const SKEW: f64 = 0.99;
 
 /// See the module.
 #[derive(Debug)]
-pub(super) struct Documents {
+pub(crate) struct Documents {
     keys: Generator,
     value_bytes: usize,
     seed: u64,
@@ -47,7 +47,7 @@ impl Documents {
     ///
     /// # Errors
     /// There are no such documents.
-    pub(super) fn new(count: u64, value_bytes: usize, seed: u64) -> Result<Documents, BenchError> {
+    pub(crate) fn new(count: u64, value_bytes: usize, seed: u64) -> Result<Documents, BenchError> {
         if count == 0 {
             return Err(BenchError::Misuse("no documents to ask for; give greater --documents".into()));
         }
@@ -59,22 +59,22 @@ impl Documents {
     }
 
     /// How many there are.
-    pub(super) fn count(&self) -> u64 {
+    pub(crate) fn count(&self) -> u64 {
         self.keys.count()
     }
 
     /// Bytes of every value.
-    pub(super) fn value_bytes(&self) -> usize {
+    pub(crate) fn value_bytes(&self) -> usize {
         self.value_bytes
     }
 
     /// Writes the key of document `index` over `key`; `empty` is for the generator.
-    pub(super) fn key(&self, index: u64, key: &mut Vec<u8>, empty: &mut Vec<u8>) {
+    pub(crate) fn key(&self, index: u64, key: &mut Vec<u8>, empty: &mut Vec<u8>) {
         self.keys.document(index, key, empty);
     }
 
     /// Writes the value of document `index` over `value`.
-    pub(super) fn value(&self, index: u64, value: &mut Vec<u8>) {
+    pub(crate) fn value(&self, index: u64, value: &mut Vec<u8>) {
         let (stamp, rest) = self.parts(index);
         value.clear();
         value.extend_from_slice(&stamp[..self.value_bytes.min(STAMP_BYTES)]);
@@ -82,7 +82,7 @@ impl Documents {
     }
 
     /// Whether `value` has the length and the beginning of the value of document `index`, and, if `whole`, all the rest of it.
-    pub(super) fn is_value(&self, index: u64, value: &[u8], whole: bool) -> bool {
+    pub(crate) fn is_value(&self, index: u64, value: &[u8], whole: bool) -> bool {
         let (stamp, rest) = self.parts(index);
         let stamp = &stamp[..self.value_bytes.min(STAMP_BYTES)];
         value.len() == self.value_bytes
@@ -112,7 +112,7 @@ fn mixed(number: u64) -> u64 {
 ///
 /// Source: J. Gray et al., "Quickly Generating Billion-Record Synthetic Databases", SIGMOD 1994.
 #[derive(Debug, Clone)]
-pub(super) struct Zipfian {
+pub(crate) struct Zipfian {
     count: f64,
     /// Sum of all weights.
     sum: f64,
@@ -124,7 +124,7 @@ pub(super) struct Zipfian {
 
 impl Zipfian {
     /// Ranks below `count`, which is at least 1.
-    pub(super) fn new(count: u64) -> Zipfian {
+    pub(crate) fn new(count: u64) -> Zipfian {
         let weight = |rank: u64| (rank as f64).powf(-SKEW);
         let sum: f64 = (1..=count).map(weight).sum();
         let first_two = 1.0 + weight(2);
@@ -134,7 +134,7 @@ impl Zipfian {
     }
 
     /// The rank for a number from 0 to below 1, all of which are equally likely.
-    pub(super) fn rank(&self, uniform: f64) -> u64 {
+    pub(crate) fn rank(&self, uniform: f64) -> u64 {
         let weight = uniform * self.sum;
         if weight < 1.0 {
             return 0;
@@ -149,7 +149,7 @@ impl Zipfian {
 
 /// What is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Operation {
+pub(crate) enum Operation {
     /// GET of a document.
     Get(u64),
     /// SET of a document.
@@ -160,7 +160,7 @@ pub(super) enum Operation {
 
 /// Where operations come from; shared by the threads of a client.
 #[derive(Debug)]
-pub(super) enum Operations {
+pub(crate) enum Operations {
     /// SET of every document of a range, once.
     Load {
         /// The next one that nobody has taken.
@@ -168,7 +168,7 @@ pub(super) enum Operations {
         /// Behind the last one.
         end: u64,
     },
-    /// Without end.
+    /// At random.
     Random {
         /// Which.
         mix: Mix,
@@ -176,31 +176,44 @@ pub(super) enum Operations {
         count: u64,
         /// Popularity, if it differs.
         zipfian: Option<Zipfian>,
+        /// Operations that are left; `None` without end.
+        left: Option<AtomicU64>,
     },
 }
 
 impl Operations {
     /// Loads the documents with these indices.
-    pub(super) fn load(indices: Range<u64>) -> Operations {
+    pub(crate) fn load(indices: Range<u64>) -> Operations {
         Operations::Load { next: AtomicU64::new(indices.start), end: indices.end }
     }
 
     /// Draws from `mix` and `keys`.
-    pub(super) fn random(documents: &Documents, mix: Mix, keys: KeyChoice) -> Operations {
+    pub(crate) fn random(documents: &Documents, mix: Mix, keys: KeyChoice) -> Operations {
         let count = documents.count();
         let zipfian = (keys == KeyChoice::Zipfian && mix != Mix::Noop).then(|| Zipfian::new(count));
-        Operations::Random { mix, count, zipfian }
+        Operations::Random { mix, count, zipfian, left: None }
+    }
+
+    /// SETs of so many documents, drawn from `keys`.
+    pub(crate) fn overwrites(documents: &Documents, keys: KeyChoice, writes: u64) -> Operations {
+        let zipfian = (keys == KeyChoice::Zipfian).then(|| Zipfian::new(documents.count()));
+        let left = Some(AtomicU64::new(writes));
+        Operations::Random { mix: Mix::Set, count: documents.count(), zipfian, left }
     }
 
     /// The next operation; `None` when there are no more.
-    pub(super) fn next(&self, random: &mut SmallRng) -> Option<Operation> {
+    pub(crate) fn next(&self, random: &mut SmallRng) -> Option<Operation> {
         match self {
             Operations::Load { next, end } => {
                 let index = next.fetch_add(1, Ordering::Relaxed);
                 (index < *end).then_some(Operation::Set(index))
             }
             Operations::Random { mix: Mix::Noop, .. } => Some(Operation::Noop),
-            Operations::Random { mix, count, zipfian } => {
+            Operations::Random { mix, count, zipfian, left } => {
+                if let Some(left) = left {
+                    left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1))
+                        .ok()?;
+                }
                 // The generator shuffles: neighbours in popularity are no neighbours in key order, nor in one vbucket.
                 let index = match zipfian {
                     Some(zipfian) => zipfian.rank(random.random()),

@@ -22,7 +22,7 @@ use super::documents::{Documents, Operation};
 use crate::error::BenchError;
 
 /// Every so many values one is compared to its last byte.
-pub(super) const WHOLE_EVERY: u64 = 64;
+pub(crate) const WHOLE_EVERY: u64 = 64;
 
 /// Flags and expiry of a SET: none.
 const SET_EXTRAS: [u8; 8] = [0; 8];
@@ -32,27 +32,27 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Where a server is and what it has to be told.
 #[derive(Debug, Clone)]
-pub(super) struct Target {
+pub(crate) struct Target {
     /// For errors.
-    pub(super) name: &'static str,
+    pub(crate) name: &'static str,
     /// Its address.
-    pub(super) address: SocketAddr,
+    pub(crate) address: SocketAddr,
     /// The bucket to select, if it has buckets.
-    pub(super) bucket: Option<&'static str>,
+    pub(crate) bucket: Option<&'static str>,
     /// Its vbuckets; 1 for a server that has none, which gets vbucket 0 every time.
-    pub(super) vbuckets: u16,
+    pub(crate) vbuckets: u16,
 }
 
 impl Target {
     /// What the server did is not what it should have done.
-    pub(super) fn unsound(&self, what: impl std::fmt::Display) -> BenchError {
+    pub(crate) fn unsound(&self, what: impl std::fmt::Display) -> BenchError {
         BenchError::Unsound(format!("{}: {what}", self.name))
     }
 }
 
 /// Makes the frames of requests.
 #[derive(Debug)]
-pub(super) struct Encoder<'a> {
+pub(crate) struct Encoder<'a> {
     documents: &'a Documents,
     vbuckets: u16,
     key: Vec<u8>,
@@ -61,7 +61,7 @@ pub(super) struct Encoder<'a> {
 }
 
 impl<'a> Encoder<'a> {
-    pub(super) fn new(documents: &'a Documents, vbuckets: u16) -> Encoder<'a> {
+    pub(crate) fn new(documents: &'a Documents, vbuckets: u16) -> Encoder<'a> {
         Encoder { documents, vbuckets, key: Vec::new(), value: Vec::new(), empty: Vec::new() }
     }
 
@@ -95,20 +95,20 @@ struct Asked {
 
 /// An answer that was checked.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Answer {
+pub(crate) struct Answer {
     /// To what.
-    pub(super) operation: Operation,
+    pub(crate) operation: Operation,
     /// From the moment the request was meant to go until the answer had been read.
-    pub(super) latency: Duration,
+    pub(crate) latency: Duration,
     /// It says "not now": a temporary failure, the only one that may be.
-    pub(super) refused: bool,
+    pub(crate) refused: bool,
     /// Its value was compared to the last byte.
-    pub(super) whole: bool,
+    pub(crate) whole: bool,
 }
 
 /// A connection. Non-blocking once it is open.
 #[derive(Debug)]
-pub(super) struct Channel {
+pub(crate) struct Channel {
     stream: TcpStream,
     asked: VecDeque<Asked>,
     next_opaque: u32,
@@ -125,7 +125,7 @@ impl Channel {
     ///
     /// # Errors
     /// The server is not there, or has no such bucket.
-    pub(super) fn open(target: &Target) -> Result<Channel, BenchError> {
+    pub(crate) fn open(target: &Target) -> Result<Channel, BenchError> {
         let connect = || -> io::Result<TcpStream> {
             let stream = TcpStream::connect(target.address)?;
             stream.set_nodelay(true)?;
@@ -149,17 +149,17 @@ impl Channel {
         })
     }
 
-    pub(super) fn stream(&self) -> &TcpStream {
+    pub(crate) fn stream(&self) -> &TcpStream {
         &self.stream
     }
 
     /// Requests under way.
-    pub(super) fn under_way(&self) -> usize {
+    pub(crate) fn under_way(&self) -> usize {
         self.asked.len()
     }
 
     /// Adds a request that was meant to go at `meant_at`; [`Channel::send`] sends it.
-    pub(super) fn ask(&mut self, operation: Operation, meant_at: Instant, encoder: &mut Encoder<'_>) {
+    pub(crate) fn ask(&mut self, operation: Operation, meant_at: Instant, encoder: &mut Encoder<'_>) {
         let opaque = self.next_opaque;
         self.next_opaque = opaque.wrapping_add(1);
         encoder.encode(operation, opaque, &mut self.out);
@@ -167,7 +167,7 @@ impl Channel {
     }
 
     /// Whether the kernel did not take all of the last send.
-    pub(super) fn is_blocked(&self) -> bool {
+    pub(crate) fn is_blocked(&self) -> bool {
         self.blocked
     }
 
@@ -175,7 +175,7 @@ impl Channel {
     ///
     /// # Errors
     /// The connection is broken.
-    pub(super) fn send(&mut self) -> io::Result<()> {
+    pub(crate) fn send(&mut self) -> io::Result<()> {
         while self.sent < self.out.len() {
             match self.stream.write(&self.out[self.sent..]) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
@@ -199,7 +199,7 @@ impl Channel {
     ///
     /// # Errors
     /// The connection is broken, or an answer is not what it should be.
-    pub(super) fn receive(
+    pub(crate) fn receive(
         &mut self,
         target: &Target,
         documents: &Documents,
@@ -244,7 +244,7 @@ impl Channel {
 }
 
 /// Room that holds any answer there may be, and many of the usual ones.
-pub(super) fn room_bytes(documents: &Documents) -> usize {
+pub(crate) fn room_bytes(documents: &Documents) -> usize {
     (64 << 10).max(2 * (documents.value_bytes() + 1024))
 }
 

@@ -45,36 +45,36 @@ const STOP: u8 = 3;
 
 /// Whom to ask, for what, and how.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Run<'a> {
+pub(crate) struct Run<'a> {
     /// The server.
-    pub(super) target: &'a Target,
+    pub(crate) target: &'a Target,
     /// The documents.
-    pub(super) documents: &'a Documents,
+    pub(crate) documents: &'a Documents,
     /// What to do.
-    pub(super) operations: &'a Operations,
+    pub(crate) operations: &'a Operations,
     /// Connections in all.
-    pub(super) connections: usize,
+    pub(crate) connections: usize,
     /// Requests under way on each.
-    pub(super) depth: usize,
+    pub(crate) depth: usize,
     /// The CPUs of the client: a thread for each, but not more than connections.
-    pub(super) cpus: &'a [usize],
+    pub(crate) cpus: &'a [usize],
     /// What the draws are made from.
-    pub(super) seed: u64,
+    pub(crate) seed: u64,
 }
 
 /// What was counted.
 #[derive(Debug, Clone)]
-pub(super) struct Tally {
+pub(crate) struct Tally {
     /// Successes.
-    pub(super) operations: u64,
+    pub(crate) operations: u64,
     /// Of these, GETs, whose values had the right length and beginning.
-    pub(super) gets: u64,
+    pub(crate) gets: u64,
     /// Of these, values that were compared to the last byte.
-    pub(super) whole_values: u64,
+    pub(crate) whole_values: u64,
     /// Answers that said "not now"; asked again.
-    pub(super) refused: u64,
+    pub(crate) refused: u64,
     /// Latencies of the successes, nanoseconds.
-    pub(super) latency: Histogram<u64>,
+    pub(crate) latency: Histogram<u64>,
 }
 
 impl Tally {
@@ -93,22 +93,22 @@ impl Tally {
 
 /// A measured run.
 #[derive(Debug, Clone)]
-pub(super) struct Measured {
+pub(crate) struct Measured {
     /// What was counted.
-    pub(super) tally: Tally,
+    pub(crate) tally: Tally,
     /// How long was counted.
-    pub(super) elapsed: Duration,
+    pub(crate) elapsed: Duration,
     /// CPU seconds of the server meanwhile.
-    pub(super) server_cpu_seconds: f64,
+    pub(crate) server_cpu_seconds: f64,
     /// CPU seconds of this process meanwhile.
-    pub(super) client_cpu_seconds: f64,
+    pub(crate) client_cpu_seconds: f64,
 }
 
 /// Runs until the operations end, and counts all.
 ///
 /// # Errors
 /// The server is gone, silent or wrong.
-pub(super) fn finish(run: &Run<'_>) -> Result<Tally, BenchError> {
+pub(crate) fn finish(run: &Run<'_>) -> Result<Tally, BenchError> {
     let phase = AtomicU8::new(MEASURE);
     Ok(drive(run, &phase, || Ok(()))?.1)
 }
@@ -118,7 +118,7 @@ pub(super) fn finish(run: &Run<'_>) -> Result<Tally, BenchError> {
 ///
 /// # Errors
 /// The server is gone, silent or wrong, or nothing was done.
-pub(super) fn measure(
+pub(crate) fn measure(
     run: &Run<'_>,
     warm_up: Duration,
     duration: Duration,
@@ -339,7 +339,7 @@ mod tests {
 
     use ringbase::protocol::{Decoded, FrameLimits, Opcode, Response, Status, decode_frame};
 
-    use super::super::cell::{KeyChoice, Mix};
+    use super::super::choice::{KeyChoice, Mix};
     use super::*;
 
     /// A server that stores what it is given, on a thread for each connection; `fate` decides the status of each request by its number on

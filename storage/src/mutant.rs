@@ -32,6 +32,8 @@ pub enum Mutant {
     OmitMarkers,
     /// A snapshot in key order that could not be read ends as if it had been (T3.10, DCP).
     EndFailedOso,
+    /// A scrub reads through the block cache (G6).
+    ScrubCache,
     /// Records of a deleted bucket in the log are taken for damage.
     KeepGoneRecords,
     /// A deleted bucket keeps its blocks in the data file.

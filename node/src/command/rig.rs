@@ -196,6 +196,8 @@ impl Rig {
             grow_bytes: 1 << 20,
             flush_bytes: 1 << 20,
             window_versions_max: 8192,
+            scrub_period_seconds: 0,
+            scrub_bytes_per_second: 0,
         };
         let (wal, data) = (disk.open("wal"), disk.open("data"));
         let opened = Shard::open(sim.env(), wal, data, BlockCache::new(1 << 20), shard_options);

@@ -79,6 +79,8 @@ impl World {
                 grow_bytes: GROW_BYTES,
                 flush_bytes: 16 << 10,
                 window_versions_max: 60,
+                scrub_period_seconds: 0,
+                scrub_bytes_per_second: 0,
             };
             let (wal, data) = (disk.open("wal"), disk.open("data"));
             let (shard, _) =

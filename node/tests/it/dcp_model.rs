@@ -53,6 +53,8 @@ const OPTIONS: ShardOptions = ShardOptions {
     grow_bytes: 256 << 10,
     flush_bytes: 16 << 10,
     window_versions_max: 60,
+    scrub_period_seconds: 0,
+    scrub_bytes_per_second: 0,
 };
 
 /// What the seeds ran into.

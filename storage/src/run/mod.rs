@@ -129,6 +129,13 @@ impl Run {
         &self.fences[part]
     }
 
+    /// Where its index lies.
+    #[must_use]
+    pub fn index_at(&self) -> BlockAt {
+        let identity = BlockIdentity { kind: BlockType::RunIndex, ..self.identity };
+        BlockAt { identity, place: self.desc.index.start, blocks: self.desc.index.blocks }
+    }
+
     /// Where a key part lies.
     #[must_use]
     pub fn key_part_at(&self, part: usize) -> BlockAt {

@@ -87,6 +87,13 @@ impl Segment {
         &self.fences
     }
 
+    /// Where its index lies.
+    #[must_use]
+    pub fn index_at(&self) -> BlockAt {
+        let identity = BlockIdentity { kind: BlockType::SeqlogIndex, ..self.identity };
+        BlockAt { identity, place: self.desc.index.start, blocks: self.desc.index.blocks }
+    }
+
     /// Where the block of a fence lies.
     #[must_use]
     pub fn block_at(&self, fence: &SeqlogFence) -> BlockAt {

@@ -157,6 +157,7 @@ impl ShardCore {
         self.idle_event.until(|| !self.wal.has_pending() || self.has_failed()).await;
         let flushed = self.flush_all().await;
         self.closing.set(true);
+        self.scrub.wake();
         self.commit_event.notify_all();
         self.flush_event.notify_all();
         if let Some(reason) = self.failure() {

@@ -70,6 +70,8 @@ pub struct ShardMetrics {
     pub flush_failures: Counter,
     /// Keys looked up on disk.
     pub disk_lookups: Counter,
+    /// Places that scrubs have found damaged.
+    pub scrub_damaged: Counter,
     /// Writes refused because the log or memory was full.
     pub writes_refused: Counter,
 }

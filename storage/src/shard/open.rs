@@ -17,6 +17,7 @@ use std::io;
 use std::rc::Rc;
 
 use super::memory::ShardMemory;
+use super::scrub::Scrub;
 use super::{ShardCore, ShardMetrics, ShardOptions};
 use crate::cache::BlockCache;
 use crate::env::Env;
@@ -263,6 +264,7 @@ pub(super) async fn open(
         flushing: Lock::default(),
         flush_wanted: Cell::new(false),
         closing: Cell::new(false),
+        scrub: Scrub::new(options.scrub_bytes_per_second),
         forgetting: Cell::new(0),
         vbuckets: RefCell::default(),
     });
@@ -297,6 +299,7 @@ pub(super) async fn open(
     *core.vbuckets.borrow_mut() = vbuckets;
     core.env.spawn("commit", core.clone().run_commits());
     core.env.spawn("flush", core.clone().run_flushes());
+    core.env.spawn("scrub", core.clone().run_scrubs());
     if core.wal.fullness() > 0.5 {
         core.want_flush();
     }

@@ -378,6 +378,11 @@ impl VbStore {
         &self.core
     }
 
+    /// What it has on disk now.
+    pub(crate) fn version(&self) -> Rc<Version> {
+        self.state.borrow().version.clone()
+    }
+
     fn identity(&self) -> BlockIdentity {
         BlockIdentity {
             shard_uuid: self.core.shard_uuid(),

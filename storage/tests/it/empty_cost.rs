@@ -36,6 +36,8 @@ const OPTIONS: ShardOptions = ShardOptions {
     grow_bytes: 256 << 10,
     flush_bytes: 1 << 20,
     window_versions_max: 8192,
+    scrub_period_seconds: 0,
+    scrub_bytes_per_second: 0,
 };
 
 async fn open(env: Env, wal: &Rc<dyn Device>, data: &Rc<dyn Device>) -> Shard {

@@ -21,6 +21,7 @@ mod range_reads;
 mod real_ring;
 mod ring;
 mod scan_speed;
+mod scrub;
 mod seqno_scan;
 mod vbuckets;
 mod world;

@@ -29,6 +29,8 @@ pub(crate) const OPTIONS: ShardOptions = ShardOptions {
     grow_bytes: 256 << 10,
     flush_bytes: 32 << 10,
     window_versions_max: 40,
+    scrub_period_seconds: 0,
+    scrub_bytes_per_second: 0,
 };
 
 /// One write as the model remembers it.

@@ -38,6 +38,8 @@ const OPTIONS: ShardOptions = ShardOptions {
     grow_bytes: 1 << 20,
     flush_bytes: 32 << 10,
     window_versions_max: 8192,
+    scrub_period_seconds: 0,
+    scrub_bytes_per_second: 0,
 };
 
 /// A clock that panics when told to: a bug in the middle of a read.

@@ -133,6 +133,12 @@ pub struct ServeArgs {
     /// Segments of each log of a new data directory [default: 8].
     #[arg(long, value_name = "N")]
     pub wal_segments: Option<u32>,
+    /// Days between two scrubs, in which everything on disk is read and verified; 0 for only when asked [default: 7].
+    #[arg(long, value_name = "DAYS")]
+    pub scrub_days: Option<u32>,
+    /// Bytes that a scrub of a shard reads in a second, 0 for no limit [default: 8MiB].
+    #[arg(long, value_name = "SIZE")]
+    pub scrub_rate: Option<ByteSize>,
     /// When a range scan sends its buffer: `auto`, or a size from 0 to 256MiB; 8192 is what the reference does.
     #[arg(long, value_name = "SIZE", value_parser = parse_send_size)]
     #[serde(default, deserialize_with = "deserialize_send_size")]
@@ -216,6 +222,10 @@ pub struct Config {
     pub wal_segment_bytes: u32,
     /// Log segments at format.
     pub wal_segments: u32,
+    /// Time between two scrubs; zero for none.
+    pub scrub_period: Duration,
+    /// Bytes that a scrub of a shard reads in a second, 0 for no limit.
+    pub scrub_rate: u64,
     /// Range scans' buffer.
     pub send_size: SendSize,
     /// Range scans' lifetime.
@@ -262,6 +272,8 @@ impl ServeArgs {
             config: self.config,
             wal_segment_bytes: self.wal_segment_bytes.or(file.wal_segment_bytes),
             wal_segments: self.wal_segments.or(file.wal_segments),
+            scrub_days: self.scrub_days.or(file.scrub_days),
+            scrub_rate: self.scrub_rate.or(file.scrub_rate),
             range_scan_read_buffer_send_size: self
                 .range_scan_read_buffer_send_size
                 .or(file.range_scan_read_buffer_send_size),
@@ -350,6 +362,8 @@ impl ServeArgs {
             users: args.users,
             wal_segment_bytes: segment as u32,
             wal_segments,
+            scrub_period: Duration::from_secs(u64::from(args.scrub_days.unwrap_or(7)) * 86_400),
+            scrub_rate: args.scrub_rate.map_or(8 << 20, |rate| rate.0),
             send_size: args.range_scan_read_buffer_send_size.unwrap_or(SendSize::Auto),
             scan_lifetime: Duration::from_secs(lifetime),
             max_connections,

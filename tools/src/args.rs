@@ -9,6 +9,7 @@
 mod bucket;
 mod collection;
 mod drain;
+mod scrub;
 mod top;
 mod trace;
 mod vbucket;
@@ -25,6 +26,7 @@ pub(crate) use collection::{CollectionAction, CollectionArgs};
 pub(crate) use drain::DcpDrainArgs;
 use ringbase::auth::Role;
 use ringbase::client::{DEFAULT_ADDRESS, SourceForm};
+pub(crate) use scrub::{ScrubAction, ScrubArgs};
 pub(crate) use top::TopArgs;
 pub(crate) use trace::{TraceAction, TraceArgs, TraceStartArgs};
 pub(crate) use vbucket::{VbucketAction, VbucketArgs};
@@ -127,6 +129,8 @@ pub(crate) enum Command {
     DcpDrain(DcpDrainArgs),
     /// Decode the files of a stopped or broken store
     Inspect(InspectArgs),
+    /// Read all that a node has on disk and say what is damaged
+    Scrub(ScrubArgs),
 }
 
 #[derive(Debug, Args)]

@@ -197,6 +197,8 @@ async fn open_shards(
     let options = ShardOptions {
         resident_bytes_max: shard_memory / 5 * 2,
         memtable_bytes_max: shard_memory / 5,
+        scrub_period_seconds: config.scrub_period.as_secs(),
+        scrub_bytes_per_second: config.scrub_rate,
         ..ShardOptions::default()
     };
     let cache = BlockCache::new(core_memory - core_memory / 5 * 2);

@@ -20,6 +20,7 @@ mod dcp;
 mod gather;
 mod message;
 mod outbox;
+mod param;
 mod remote;
 mod scans;
 mod seqnos;

@@ -80,7 +80,7 @@ impl CoreService {
             Message::StepDone { token, result } => self.step_done(token, result),
             Message::SetParam { name, value } => {
                 // The core that asked has checked it.
-                let _ = self.scans.set_param(&name, &value);
+                let _ = self.apply_param(&name, &value);
             }
         }
     }

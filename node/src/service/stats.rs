@@ -1,4 +1,4 @@
-//! Statistics and parameters: asked on one core, known on all.
+//! Statistics: asked on one core, known on all.
 //!
 //! Does not know: which statistics there are.
 
@@ -11,12 +11,8 @@ use super::gather::{Gathering, Question};
 use super::message::{Message, Token};
 use super::{CoreService, Waiting};
 use crate::command::stat::{self, StatGroup, Unit, put_fields, put_takeover_connection};
-use crate::command::{ParamChange, StatJob, StatPart, StatQuery, StatSource};
-use crate::net::Ticket;
-use crate::protocol::{Opcode, Refusal};
-
-/// What a refused parameter is told; the log says more.
-const SETTING_REFUSED: &str = "Unknown parameter, or its value is out of range";
+use crate::command::{StatJob, StatPart, StatQuery, StatSource};
+use crate::protocol::Opcode;
 
 /// The storage ring of a core.
 struct RingSource<'a>(&'a ringbase_storage::io::ring::Ring);
@@ -132,24 +128,5 @@ impl CoreService {
             &RingSource(&self.ring),
         ];
         stat::collect(query, &sources)
-    }
-
-    /// Changes a parameter on every core.
-    pub(super) fn set_param(&self, change: ParamChange, ticket: Ticket) {
-        let result = self.scans.set_param(&change.name, &change.value);
-        ticket.reply(|out| match &result {
-            Ok(()) => change.responder.success(&self.env).encode(out),
-            Err(error) => {
-                tracing::debug!(name = %change.name, %error, "parameter refused");
-                change.responder.refuse(&self.env, Refusal::einval(SETTING_REFUSED), out);
-            }
-        });
-        if result.is_ok() {
-            tracing::info!(name = %change.name, value = %change.value, "parameter changed");
-            for core in self.other_cores().collect::<Vec<_>>() {
-                let (name, value) = (change.name.clone(), change.value.clone());
-                self.send(core, Message::SetParam { name, value });
-            }
-        }
     }
 }

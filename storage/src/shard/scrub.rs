@@ -384,7 +384,7 @@ impl ShardCore {
             let due_ns = scrub.due_ns.get().max(now_ns);
             let pause = Duration::from_nanos(due_ns - now_ns);
             if rate == 0 || pause < PAUSE_MIN {
-                let takes_ns = if rate == 0 { 0 } else { bytes.saturating_mul(1_000_000_000) / rate };
+                let takes_ns = bytes.saturating_mul(1_000_000_000).checked_div(rate).unwrap_or(0);
                 scrub.due_ns.set(due_ns.saturating_add(takes_ns));
                 break;
             }

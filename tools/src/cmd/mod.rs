@@ -10,6 +10,7 @@ mod inspect;
 mod load;
 mod ping;
 mod range_scan;
+mod scrub;
 mod stats;
 mod timings;
 mod top;
@@ -52,6 +53,7 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
         Command::RangeScan(args) => range_scan::run(&global, args),
         Command::DcpDrain(args) => dcp_drain::run(&global, &args),
         Command::Inspect(args) => inspect::run(&global, &args),
+        Command::Scrub(args) => scrub::run(&global, &args),
     }
 }
 

@@ -6,11 +6,13 @@ mod buckets;
 mod collections;
 mod command_line;
 mod dcp_drain;
+mod scrub;
 mod users;
 mod vbuckets;
 mod why_and_top;
 
 use std::io::Write;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::mpsc;
 
@@ -48,10 +50,15 @@ pub(crate) fn ringctl(words: &[&str]) -> Outcome {
 
 /// Starts a node of one core on a scratch directory; returns its address. It lives as long as the process.
 pub(crate) fn node() -> String {
+    node_and_directory().0
+}
+
+/// The same, and where its data lies.
+pub(crate) fn node_and_directory() -> (String, PathBuf) {
     let scratch = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap().keep();
     let address = "127.0.0.1:0".parse().unwrap();
     let args = ServeArgs {
-        data: Some(scratch),
+        data: Some(scratch.clone()),
         listen: Some(address),
         cores: Some(1),
         vbuckets: Some(16),
@@ -64,7 +71,7 @@ pub(crate) fn node() -> String {
     std::thread::spawn(move || {
         ringbase::server::serve(&config, |ready| sender.send(ready.listen.to_string()).unwrap())
     });
-    receiver.recv().expect("the node starts")
+    (receiver.recv().expect("the node starts"), scratch)
 }
 
 /// An address on which nobody listens.

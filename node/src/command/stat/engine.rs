@@ -21,6 +21,7 @@ impl StatSource for Engine {
             StatGroup::Failovers => each_vbucket(self, query, part, failovers),
             StatGroup::DcpVbTakeover => each_vbucket(self, query, part, takeover),
             StatGroup::Timings => timings(self, part),
+            StatGroup::Scrub => scrubs(self, part),
             StatGroup::Collections
             | StatGroup::CollectionsById
             | StatGroup::Scopes
@@ -44,6 +45,26 @@ impl StatSource for Engine {
             for (_, usage) in bucket.context.collections().iter() {
                 usage.reset();
             }
+        }
+    }
+}
+
+/// `shard_<n>:` and a field; damage as JSON.
+fn scrubs(engine: &Engine, part: &mut StatPart) {
+    for shard in engine.shards() {
+        let (number, status) = (shard.geometry().shard, shard.scrub_status());
+        for (name, value) in [
+            ("running", u64::from(status.is_running)),
+            ("passes", status.passes),
+            ("read_bytes", status.read_bytes),
+            ("all_bytes", status.all_bytes),
+            ("damaged", status.damaged),
+        ] {
+            part.text(format!("shard_{number}:{name}"), value);
+        }
+        for (index, damage) in status.damage.iter().enumerate() {
+            let json = serde_json::to_string(damage).unwrap_or_default();
+            part.text(format!("shard_{number}:damage_{index:03}"), json);
         }
     }
 }
@@ -80,6 +101,7 @@ fn general(engine: &Engine, query: &StatQuery, part: &mut StatPart) {
         part.sum("flushes", metrics.flush_ns.histogram().len());
         part.sum("ep_item_flush_failed", metrics.flush_failures.get());
         part.sum("run_merges", metrics.merges.get());
+        part.sum("scrub_damaged", metrics.scrub_damaged.get());
         part.sum("manifest_changes", stats.manifest_changes);
     }
     // The cache belongs to the core, all its shards show the same one.

@@ -17,6 +17,7 @@
 //! | `dcpagg` | separator | the same, added up by the beginnings of the connections' names |
 //! | `dcp-vbtakeover` | vbucket and connection's name | the vbucket, the connection, its stream |
 //! | `backfills` | vbucket | streams that read the past |
+//! | `scrub` | | the shards: how far scrubs are, what they have found |
 //! | `reset` | | sets counters to 0 |
 //!
 //! Invariants
@@ -91,6 +92,8 @@ pub enum StatGroup {
     ScopesById,
     /// Scopes of each vbucket.
     ScopesDetails,
+    /// Scrubs of the shards, and what they have found.
+    Scrub,
     /// Histograms.
     Timings,
     /// None: counters and histograms begin anew.
@@ -117,6 +120,7 @@ impl StatGroup {
             "scopes" => StatGroup::Scopes,
             "scopes-byid" => StatGroup::ScopesById,
             "scopes-details" => StatGroup::ScopesDetails,
+            "scrub" => StatGroup::Scrub,
             "timings" => StatGroup::Timings,
             "reset" => StatGroup::Reset,
             _ => return None,
@@ -167,6 +171,7 @@ impl StatGroup {
             | StatGroup::ScopesById
             | StatGroup::Uuid
             | StatGroup::Timings
+            | StatGroup::Scrub
             | StatGroup::Reset
             | StatGroup::Dcp
             | StatGroup::DcpAgg
@@ -360,6 +365,7 @@ fn about_node(session: &Session, query: &StatQuery) -> StatPart {
         | StatGroup::DcpVbTakeover
         | StatGroup::Backfills
         | StatGroup::Timings
+        | StatGroup::Scrub
         | StatGroup::Reset => {}
     }
     part

@@ -42,6 +42,7 @@ impl StatSource for RangeScans {
                 | StatGroup::DcpAgg
                 | StatGroup::DcpVbTakeover
                 | StatGroup::Backfills
+                | StatGroup::Scrub
                 | StatGroup::Reset,
                 _,
             ) => {}

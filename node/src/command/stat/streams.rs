@@ -260,6 +260,7 @@ impl StatSource for Streams {
                 | StatGroup::Scopes
                 | StatGroup::ScopesById
                 | StatGroup::ScopesDetails
+                | StatGroup::Scrub
                 | StatGroup::Reset,
                 _,
             ) => {}

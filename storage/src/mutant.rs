@@ -40,6 +40,10 @@ pub enum Mutant {
     KeepGoneBlocks,
     /// A bucket is created in the deciding shard before the others have it.
     AuthorityFirst,
+    /// A version that was made elsewhere is stored whatever is there.
+    IgnoreConflicts,
+    /// A new body takes the place of the xattrs, too.
+    ForgetXattrs,
 }
 
 #[cfg(any(test, feature = "sim"))]

@@ -33,7 +33,7 @@ pub use flush::FlushError;
 pub(crate) use flush::Prepared;
 pub use view::{Parts, ReadView, Version, ViewError};
 pub use window::SeqnoReading;
-pub use write::{NewVersion, WriteError};
+pub use write::{CAS_MAX, Foreign, NewVersion, WriteError};
 
 use crate::collections::{Collections, Subject};
 use crate::format::block::{BlockIdentity, BlockType};

@@ -28,6 +28,18 @@ pub struct NewVersion<'a> {
     pub kind: Kind,
 }
 
+/// What a version brings along that was made elsewhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Foreign {
+    /// Its CAS; `None`: it gets one of here.
+    pub cas: Option<Cas>,
+    /// Number of changes to its key.
+    pub revid: u64,
+}
+
+/// The greatest CAS that a version has; the one above stands for a document that is locked.
+pub const CAS_MAX: Cas = Cas(u64::MAX - 1);
+
 /// Why a version was not stored. Nothing has changed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -62,12 +74,13 @@ pub enum WriteError {
     },
 }
 
-/// The next value of a hybrid logical clock: wall time with the low 16 bits as a counter, never going back.
+/// The next value of a hybrid logical clock: wall time with the low 16 bits as a counter, never going back. Behind a version that was made elsewhere
+/// with the greatest CAS it stands still.
 ///
 /// Source: S. Kulkarni et al., "Logical physical clocks", 2014.
 #[must_use]
 pub(crate) fn next_cas(wall_ns: u64, last: Cas) -> Cas {
-    Cas((wall_ns & !0xffff).max(last.0.saturating_add(1)))
+    Cas((wall_ns & !0xffff).max(last.0.saturating_add(1))).min(CAS_MAX)
 }
 
 impl VbStore {
@@ -77,6 +90,32 @@ impl VbStore {
     /// # Errors
     /// `Busy`, `NoRoom`: temporary. `TooLong`, `Gone`, `Failed`.
     pub fn write(&self, found: &Found, new: NewVersion<'_>) -> Result<Item, WriteError> {
+        self.write_as(found, new, None)
+    }
+
+    /// As [`VbStore::write`], a version that was made elsewhere. Every CAS that is made here later is above its.
+    ///
+    /// # Errors
+    /// As [`VbStore::write`].
+    ///
+    /// # Panics
+    /// If the CAS is 0 or above [`CAS_MAX`].
+    pub fn write_foreign(
+        &self,
+        found: &Found,
+        new: NewVersion<'_>,
+        foreign: Foreign,
+    ) -> Result<Item, WriteError> {
+        assert!(foreign.cas.is_none_or(|cas| cas != Cas(0) && cas <= CAS_MAX), "{foreign:?}");
+        self.write_as(found, new, Some(foreign))
+    }
+
+    fn write_as(
+        &self,
+        found: &Found,
+        new: NewVersion<'_>,
+        foreign: Option<Foreign>,
+    ) -> Result<Item, WriteError> {
         let wal = self.core.wal();
         let record_bytes = WAL_RECORD_BYTES + new.key.len() + new.value.len();
         let shard = self.core.shard().0;
@@ -90,8 +129,9 @@ impl VbStore {
             return Err(WriteError::TooLong { bytes: record_bytes, max: VALUE_BYTES_MAX });
         }
         if self.is_ephemeral {
-            // A deletion makes room in the end, and so does an event that drops a collection.
-            let makes_room = new.kind.is_deleted() || new.kind == Kind::SystemEvent;
+            // The deletion of a document makes room in the end, and so does an event that drops a collection.
+            let is_smaller = found.live().is_some_and(|old| old.value().len() >= new.value.len());
+            let makes_room = new.kind.is_deleted() && is_smaller || new.kind == Kind::SystemEvent;
             if !makes_room && !self.memory.has_resident_room(record_bytes) {
                 return Err(WriteError::NoRoom);
             }
@@ -113,13 +153,15 @@ impl VbStore {
         let replaced = found.live().map(|item| (item.key().len() + item.value().len()) as u64);
         // What is replaced lies anywhere in memory: it is on its way while the new version is made.
         state.versions.foresee(former.seqno);
-        let revid = match found {
-            Found::Version(item) => item.revid() + 1,
-            Found::Absent => 1,
+        let revid = match (foreign, found) {
+            (Some(foreign), _) => foreign.revid,
+            (None, Found::Version(item)) => item.revid().saturating_add(1),
+            (None, Found::Absent) => 1,
         };
+        let cas = foreign.and_then(|foreign| foreign.cas);
         let meta = ItemMeta {
             seqno: state.high.next(),
-            cas: next_cas(self.core.env().clock.wall_ns(), state.counts.max_cas),
+            cas: cas.unwrap_or_else(|| next_cas(self.core.env().clock.wall_ns(), state.counts.max_cas)),
             revid,
             flags: new.flags,
             expiry: new.expiry,
@@ -143,7 +185,7 @@ impl VbStore {
         Ok(item)
     }
 
-    /// A CAS that no version has and that is below every later version's. Nothing of it is written.
+    /// A CAS that no version has and that is below that of every version made here later. Nothing of it is written.
     #[must_use]
     pub fn draw_cas(&self) -> Cas {
         let counts = &mut self.state.borrow_mut().counts;
@@ -241,5 +283,12 @@ mod tests {
         assert_eq!(second.0, first.0 + 1);
         assert!(next_cas(1_600_000_000_000_000_000, second) > second);
         assert!(next_cas(1_700_000_001_000_000_000, second).0 > second.0 + 0xffff);
+    }
+
+    #[test]
+    fn behind_the_greatest_cas_the_clock_stands_still_and_never_says_locked() {
+        assert_eq!(next_cas(1, Cas(CAS_MAX.0 - 1)), CAS_MAX);
+        assert_eq!(next_cas(1, CAS_MAX), CAS_MAX);
+        assert_eq!(next_cas(u64::MAX, CAS_MAX), CAS_MAX);
     }
 }

@@ -32,6 +32,8 @@ pub mod response;
 pub mod hello;
 
 pub mod extras;
+pub mod with_meta;
+pub mod xattr;
 
 pub mod cluster_map;
 pub mod error_map;

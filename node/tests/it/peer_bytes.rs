@@ -15,6 +15,8 @@ use ringbase::protocol::hello::{Agent, Feature};
 use ringbase::protocol::range_scan::{RangeScanContinue, RangeScanCreate};
 use ringbase::protocol::scan_records::{DocumentRecords, KeyRecords, encode_key};
 use ringbase::protocol::stat::StatRequest;
+use ringbase::protocol::with_meta::WithMetaExtras;
+use ringbase::protocol::xattr::{Owner, PairBytes, Section};
 use ringbase::protocol::{
     ConnectionState, Datatype, Decoded, ErrorContext, Features, Frame, FrameLimits, HEADER_BYTES,
     RequestFraming, admit, decode_frame, validate,
@@ -114,6 +116,7 @@ pub(crate) fn exercise_bodies(part: &[u8]) {
     let _ = (Agent::decode(part), StatRequest::decode(part), CollectionPath::decode(part));
     let _ = (ErrorContext::decode(part), ErrorMap::decode(part), ClusterMap::decode(part));
     let _ = Datatype::of_body(part);
+    exercise_xattrs(part);
     let _ = (ServerFirst::parse(part), ClientFinal::parse(part));
     if ClientFirst::parse(part).is_ok() {
         let users = Users::empty(&mut |bytes| bytes.fill(1));
@@ -121,4 +124,33 @@ pub(crate) fn exercise_bodies(part: &[u8]) {
         let _ = server.start(b"SCRAM-SHA1", part, &users, [0; 16]);
         let _ = server.step(b"SCRAM-SHA1", part);
     }
+}
+
+/// Reads one part of a frame as a value with xattrs, and as the extras of a command with metadata.
+pub(crate) fn exercise_xattrs(part: &[u8]) {
+    if let Ok(extras) = WithMetaExtras::decode(part) {
+        let mut encoded = Vec::new();
+        extras.encode(&mut encoded);
+        assert_eq!(encoded, part);
+        assert!(extras.value_of(part).is_none_or(|value| part.starts_with(value)));
+    }
+    let Ok((section, body)) = Section::split(part) else { return };
+    assert_eq!([section.bytes(), body].concat(), part);
+    let is_valid = section.validate().is_ok();
+    let pairs: Vec<_> = section.pairs().collect();
+    assert!(pairs.iter().rev().skip(1).all(Result::is_ok), "nothing comes after an error");
+    let system = section.system_only();
+    let is_whole = pairs.iter().all(Result::is_ok);
+    assert_eq!((is_whole, is_whole), (system.is_ok(), section.pair_bytes().is_ok()));
+    assert!(is_whole || !is_valid);
+    let Ok(system) = system else { return };
+    if !system.is_empty() {
+        let (kept, nothing) = Section::split(&system).unwrap();
+        let PairBytes { system: system_bytes, user } = kept.pair_bytes().unwrap();
+        assert_eq!((system_bytes + 4, user, nothing), (system.len(), 0, &b""[..]));
+        assert_eq!(kept.pairs().count(), pairs.iter().flatten().filter(|pair| pair.is_system()).count());
+        assert!(!is_valid || kept.validate().is_ok());
+    }
+    let stored = |key: &[u8]| matches!(Owner::of(key), Some(Owner::User | Owner::System));
+    assert!(!is_valid || pairs.iter().flatten().all(|pair| stored(pair.key)));
 }

@@ -8,16 +8,21 @@
 //! - From disk or from memory, the same document gives the same bytes.
 //! - Bytes that are no stored document are refused; nothing is appended then.
 //!
-//! Cost: one copy into the caller's buffer, no allocation beyond its growth.
+//! - Xattrs are sent if the connection asks for them; those of the user, in a tombstone, if it asks for these, too.
 //!
-//! Does not know: Snappy and xattrs: a value that a connection cannot take as it is gives
+//! Cost: one copy into the caller's buffer, no allocation beyond its growth; a tombstone of which only some xattrs are sent is copied once more.
+//!
+//! Does not know: Snappy: a value that a connection cannot take compressed, or that would have to be looked into, gives
 //! [`StoredError::NeedsTransform`]; blocks, records, which documents a stream wants.
+
+use std::borrow::Cow;
 
 use ringbase_storage::types::{Cas, ItemMeta, Kind, Seqno};
 
 use super::super::extras::{take, take_u32, take_u64};
 use super::super::hello::{Feature, Features};
 use super::super::leb128;
+use super::super::xattr::{Section, XattrError};
 use super::super::{
     CollectionId, Datatype, Decoded, Frame, FrameLimits, HEADER_BYTES, Magic, Opcode, decode_frame,
 };
@@ -48,6 +53,8 @@ pub struct DocumentForm {
     pub expirations: bool,
     /// What becomes of bodies.
     pub values: ValueForm,
+    /// Whether tombstones keep the user's xattrs; needs XATTR among `datatypes`.
+    pub deleted_user_xattrs: bool,
     /// Which bits of a stored datatype the connection takes: SNAPPY if negotiated, XATTR if asked for, JSON always.
     pub datatypes: Datatype,
 }
@@ -66,6 +73,7 @@ impl DocumentForm {
         }
         DocumentForm {
             datatypes,
+            deleted_user_xattrs: flags.contains(OpenFlags::INCLUDE_DELETED_USER_XATTRS),
             prefixed_keys: features.has(Feature::Collections),
             delete_times,
             expirations: expiry_opcode && delete_times,
@@ -82,7 +90,9 @@ impl DocumentForm {
     /// Whether a stored frame of this kind is a message as it lies.
     fn is_stored_form(&self, kind: Kind, datatype: Datatype, envelope: &Envelope) -> bool {
         let takes_value = self.datatypes.contains(datatype.without(Datatype::JSON));
-        let is_whole = self.prefixed_keys && self.values == ValueForm::Whole && takes_value;
+        let keeps_xattrs =
+            !kind.is_deleted() || self.deleted_user_xattrs || !datatype.contains(Datatype::XATTR);
+        let is_whole = self.prefixed_keys && self.values == ValueForm::Whole && takes_value && keeps_xattrs;
         let is_right = match kind {
             Kind::Mutation => true,
             Kind::Deletion => self.delete_times,
@@ -103,22 +113,45 @@ impl DocumentForm {
         }
     }
 
-    /// What is sent of a stored value, if that can be told without looking into it.
-    fn value<'v>(&self, stored: Datatype, value: &'v [u8]) -> Result<(Datatype, &'v [u8]), StoredError> {
-        let takes_xattrs = self.datatypes.contains(Datatype::XATTR);
-        let is_opaque = match self.values {
-            ValueForm::Whole => self.datatypes.contains(stored.without(Datatype::JSON)),
-            ValueForm::Omitted | ValueForm::OmittedWithDatatype => {
-                !(takes_xattrs && stored.contains(Datatype::XATTR))
-            }
-        };
-        if !is_opaque {
+    /// What is sent of a stored value.
+    #[inline]
+    fn value<'v>(
+        &self,
+        kind: Kind,
+        stored: Datatype,
+        value: &'v [u8],
+    ) -> Result<(Datatype, Cow<'v, [u8]>), StoredError> {
+        let (has_xattrs, is_compressed) =
+            (stored.contains(Datatype::XATTR), stored.contains(Datatype::SNAPPY));
+        let sends_body = self.values == ValueForm::Whole;
+        let sends_xattrs = has_xattrs && self.datatypes.contains(Datatype::XATTR);
+        if !sends_body && !sends_xattrs {
+            let is_told = self.values == ValueForm::OmittedWithDatatype;
+            let datatype = if is_told { stored.without(Datatype::XATTR) } else { Datatype::RAW };
+            return Ok((datatype, Cow::Borrowed(&[])));
+        }
+        let prunes = sends_xattrs && kind.is_deleted() && !self.deleted_user_xattrs;
+        let is_as_stored = sends_body && sends_xattrs == has_xattrs && !prunes;
+        if is_compressed && !(is_as_stored && self.datatypes.contains(Datatype::SNAPPY)) {
             return Err(StoredError::NeedsTransform { datatype: stored });
         }
-        Ok(match self.values {
-            ValueForm::Whole => (stored, value),
-            ValueForm::Omitted => (Datatype::RAW, &[]),
-            ValueForm::OmittedWithDatatype => (stored.without(Datatype::XATTR), &[]),
+        if is_as_stored {
+            return Ok((stored, Cow::Borrowed(value)));
+        }
+        let (section, body) = Section::split(value).map_err(StoredError::xattrs)?;
+        let body = if sends_body { body } else { &[] };
+        if !sends_xattrs {
+            return Ok((stored.without(Datatype::XATTR), Cow::Borrowed(body)));
+        }
+        let section = match prunes {
+            true => section.system_only().map_err(StoredError::xattrs)?,
+            false => Cow::Borrowed(section.bytes()),
+        };
+        let datatype = if self.values == ValueForm::Omitted { Datatype::XATTR } else { stored };
+        Ok(match (section.is_empty(), body.is_empty()) {
+            (true, _) => (datatype.without(Datatype::XATTR), Cow::Borrowed(body)),
+            (false, true) => (datatype, section),
+            (false, false) => (datatype, Cow::Owned([&section, body].concat())),
         })
     }
 
@@ -156,11 +189,18 @@ pub enum StoredError {
         #[source]
         source: leb128::Leb128Error,
     },
-    /// The value has to be inflated or its xattrs cut first; send it as [`Mutation`] or [`Deletion`].
+    /// The value has to be inflated first; send it as [`Mutation`] or [`Deletion`].
     #[error("a stored value of datatype {datatype} is not what the connection takes")]
     NeedsTransform {
         /// How it is stored.
         datatype: Datatype,
+    },
+    /// The xattrs of the value cannot be told from its body.
+    #[error("a stored value has no xattr section although its datatype says so")]
+    Xattrs {
+        /// What is wrong.
+        #[source]
+        source: XattrError,
     },
     /// The document is not in the default collection, which is all that the connection takes.
     #[error("a document of collection {collection:?} for a connection without collections")]
@@ -168,6 +208,12 @@ pub enum StoredError {
         /// Where it is.
         collection: CollectionId,
     },
+}
+
+impl StoredError {
+    fn xattrs(source: XattrError) -> StoredError {
+        StoredError::Xattrs { source }
+    }
 }
 
 /// Appends the message of the document whose stored frame is `frame`; returns its length in bytes, which is also what
@@ -214,7 +260,8 @@ pub fn append_document(
 ) -> Result<usize, StoredError> {
     let begin = out.len();
     let (by_seqno, rev_seqno, cas) = (meta.seqno, meta.revid, meta.cas);
-    let (datatype, value) = form.value(Datatype(meta.datatype), value)?;
+    let (datatype, value) = form.value(meta.kind, Datatype(meta.datatype), value)?;
+    let value = &*value;
     match meta.kind {
         Kind::Mutation => {
             let key = form.key(key)?;
@@ -278,6 +325,7 @@ mod tests {
     use ringbase_storage::item::Item;
     use ringbase_storage::types::VbId;
 
+    use super::super::super::xattr::build_section;
     use super::super::envelope::StreamId;
     use super::super::message::{DcpMessage, flow_control_bytes};
     use super::super::testing::frame;
@@ -317,6 +365,7 @@ mod tests {
                 delete_times,
                 expirations: delete_times && n & 4 != 0,
                 values: values[(n >> 4) % 3],
+                deleted_user_xattrs: false,
                 datatypes: Datatype::JSON,
             };
             (form, Envelope { stream_id: StreamId::new(if n & 8 == 0 { 0 } else { 300 }), ..PLAIN })
@@ -417,26 +466,90 @@ mod tests {
         let all = Features::of(&[Feature::Collections, Feature::Snappy]);
         let (plain, xattrs) = (OpenFlags::PRODUCER, OpenFlags::PRODUCER | OpenFlags::INCLUDE_XATTRS);
         let no_value = OpenFlags::NO_VALUE_WITH_UNDERLYING_DATATYPE;
+        let value = [&build_section([("a", "1")])[..], b"value"].concat();
         let sent = |stored_datatype: u8, flags, features| {
             let meta = ItemMeta { datatype: stored_datatype, ..meta(Kind::Mutation) };
             let form = DocumentForm::of(flags, features, false);
             let (mut disk, mut memory) = (Vec::new(), Vec::new());
-            let bytes = stored(meta, b"\0key", b"value");
+            let bytes = stored(meta, b"\0key", &value);
             let from_disk = append_stored(&bytes, Kind::Mutation, &form, PLAIN, &mut disk);
-            assert_eq!(from_disk, append_document(&meta, b"\0key", b"value", &form, PLAIN, &mut memory));
+            assert_eq!(from_disk, append_document(&meta, b"\0key", &value, &form, PLAIN, &mut memory));
             assert_eq!(disk, memory);
             from_disk.ok().map(|_| frame(&disk).datatype().0)
         };
         for datatype in 0..8 {
             let (snappy, xattr) = (datatype & 2 != 0, datatype & 4 != 0);
-            let as_it_lies = |takes: bool| takes.then_some(datatype);
-            assert_eq!(sent(datatype, plain, COLLECTIONS), as_it_lies(!snappy && !xattr), "{datatype}");
-            assert_eq!(sent(datatype, plain, all), as_it_lies(!xattr), "{datatype}");
+            let unless = |refused: bool, datatype| (!refused).then_some(datatype);
+            assert_eq!(sent(datatype, plain, COLLECTIONS), unless(snappy, datatype & 1), "{datatype}");
+            assert_eq!(sent(datatype, plain, all), unless(snappy && xattr, datatype & 3), "{datatype}");
             assert_eq!(sent(datatype, xattrs, all), Some(datatype));
             assert_eq!(sent(datatype, plain | no_value, COLLECTIONS), Some(datatype & 3), "{datatype}");
-            assert_eq!(sent(datatype, xattrs | no_value, all), as_it_lies(!xattr), "{datatype}");
+            assert_eq!(
+                sent(datatype, xattrs | no_value, all),
+                unless(snappy && xattr, datatype),
+                "{datatype}"
+            );
             assert_eq!(sent(datatype, plain | OpenFlags::NO_VALUE, COLLECTIONS), Some(0), "{datatype}");
         }
+    }
+
+    /// DCP, "Datatype/value": with and without IncludeXattrs, NoValue and IncludeDeletedUserXattrs.
+    #[test]
+    fn xattrs_are_sent_as_the_flags_of_the_connection_say() {
+        let system = build_section([("_s", "[2]")]);
+        let both = build_section([("a", "1"), ("_s", "[2]")]);
+        let user = build_section([("a", "1")]);
+        let whole = [&both[..], b"{}"].concat();
+        let plain = OpenFlags::PRODUCER | OpenFlags::INCLUDE_DELETE_TIMES;
+        let xattrs = plain | OpenFlags::INCLUDE_XATTRS;
+        let all = xattrs | OpenFlags::INCLUDE_DELETED_USER_XATTRS;
+        let (omitted, told) = (OpenFlags::NO_VALUE, OpenFlags::NO_VALUE_WITH_UNDERLYING_DATATYPE);
+        let (document, deleted) = (Kind::Mutation, Kind::Deletion);
+        type Value<'v> = &'v [u8];
+        let cases: [(Kind, Value<'_>, OpenFlags, u8, Value<'_>); 17] = [
+            (document, &whole, plain, 1, b"{}"),
+            (document, &whole, xattrs, 5, &whole),
+            (document, &whole, all, 5, &whole),
+            (document, &whole, plain | omitted, 0, b""),
+            (document, &whole, xattrs | omitted, 4, &both),
+            (document, &whole, plain | told, 1, b""),
+            (document, &whole, xattrs | told, 5, &both),
+            (deleted, &both, plain, 0, b""),
+            (deleted, &both, xattrs, 4, &system),
+            (deleted, &both, all, 4, &both),
+            (deleted, &user, plain, 0, b""),
+            (deleted, &user, xattrs, 0, b""),
+            (deleted, &user, all, 4, &user),
+            (deleted, &system, xattrs, 4, &system),
+            (deleted, &both, xattrs | omitted, 4, &system),
+            (deleted, &user, xattrs | told, 0, b""),
+            (Kind::Expiration, &both, xattrs, 4, &system),
+        ];
+        for (kind, value, flags, datatype, expected) in cases {
+            let meta = ItemMeta { datatype: if kind == document { 5 } else { 4 }, ..meta(kind) };
+            for features in [COLLECTIONS, Features::NONE] {
+                let form = DocumentForm::of(flags, features, true);
+                let (mut disk, mut memory) = (Vec::new(), Vec::new());
+                let bytes = stored(meta, b"\0key", value);
+                append_stored(&bytes, kind, &form, PLAIN, &mut disk).unwrap();
+                append_document(&meta, b"\0key", value, &form, PLAIN, &mut memory).unwrap();
+                assert_eq!(disk, memory);
+                let sent = frame(&disk);
+                let what = format!("{kind:?} {flags:?} {features:?}");
+                assert_eq!((sent.datatype().0, sent.value), (datatype, expected), "{what}");
+                assert!(DcpMessage::decode(&sent).is_ok());
+            }
+        }
+    }
+
+    #[test]
+    fn a_value_whose_section_is_broken_is_not_sent_in_parts() {
+        let meta = ItemMeta { datatype: 4, ..meta(Kind::Mutation) };
+        let form = DocumentForm::of(OpenFlags::PRODUCER, COLLECTIONS, false);
+        let mut out = Vec::new();
+        let refused = append_document(&meta, b"\0key", &[0, 0, 0, 9], &form, PLAIN, &mut out);
+        assert!(matches!(refused, Err(StoredError::Xattrs { .. })), "{refused:?}");
+        assert_eq!(out, b"");
     }
 
     #[test]

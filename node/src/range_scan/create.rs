@@ -63,7 +63,7 @@ const NO_SNAPSHOT: Refusal = Refusal::new(Status::EINTERNAL, "The snapshot could
 impl RangeScans {
     /// Creates a scan and answers with its id; the scan is Idle then and holds its snapshot (T5.1).
     ///
-    /// `reply` is called exactly once, at once or later, with no borrow held. Refusals: NOT_MY_VBUCKET, UNKNOWN_COLLECTION, NOT_SUPPORTED (xattrs), EBUSY (too many scans), VB_UUID_NOT_EQUAL, ETMPFAIL (the required seqno is not persisted, or the create
+    /// `reply` is called exactly once, at once or later, with no borrow held. Refusals: NOT_MY_VBUCKET, UNKNOWN_COLLECTION, EBUSY (too many scans), VB_UUID_NOT_EQUAL, ETMPFAIL (the required seqno is not persisted, or the create
     /// was stopped), NOT_STORED (the required seqno is not in the snapshot), KEY_ENOENT (no key in the range), EINTERNAL.
     pub fn create(
         &self,
@@ -136,9 +136,6 @@ impl ScanCore {
         if !self.vbuckets.has_collection(at.bucket, request.collection) {
             return Err(UNKNOWN_COLLECTION);
         }
-        if request.include_xattrs {
-            return Err(Refusal::new(Status::NOT_SUPPORTED, "Xattrs are not supported"));
-        }
         let slot = Slot::take(&self.slots, self.settings.scans_max)
             .ok_or(Refusal::new(Status::EBUSY, "Too many range scans"))?;
         Ok((store, slot))
@@ -186,16 +183,23 @@ impl ScanCore {
         if !self.vbuckets.has_collection(at.bucket, request.collection) {
             return Err(UNKNOWN_COLLECTION);
         }
+        let include_xattrs = request.include_xattrs;
         let (kind, content) = match request.key_only {
             true => (RecordKind::Keys, Content::Keys),
-            false => (RecordKind::Documents, Content::Documents(document_encoder())),
+            false => (RecordKind::Documents, Content::Documents(document_encoder(include_xattrs))),
         };
         Ok(Scan {
             id: self.new_id(),
             at,
             uuid: view.uuid(),
             collection: request.collection,
-            described: Described { selection: request.selection, kind, name: request.name, chance },
+            described: Described {
+                selection: request.selection,
+                kind,
+                include_xattrs,
+                name: request.name,
+                chance,
+            },
             created_ns,
             state: StateCell::new(),
             reader: RefCell::new(Some(KeyScan::new(view, range, content, select))),

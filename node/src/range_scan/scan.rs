@@ -65,6 +65,7 @@ impl Drop for Slot {
 pub(super) struct Described {
     pub(super) selection: Selection,
     pub(super) kind: RecordKind,
+    pub(super) include_xattrs: bool,
     pub(super) name: Option<String>,
     /// Chance of each key in a sample.
     pub(super) chance: Option<f64>,

@@ -40,7 +40,7 @@ impl RangeScans {
         put("start", start);
         put("end", end);
         put("key_value", if scan.described.kind == RecordKind::Keys { "key" } else { "value" }.to_owned());
-        put("include_xattrs", "no".to_owned());
+        put("include_xattrs", if scan.described.include_xattrs { "yes" } else { "no" }.to_owned());
         put("queued", yes(scan.queued.get()));
         put("total_keys", counts.records.to_string());
         put("total_items_from_memory", counts.from_memory.to_string());

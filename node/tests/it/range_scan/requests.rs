@@ -330,13 +330,11 @@ fn a_create_that_waits_goes_on_as_soon_as_the_seqno_is_persisted() {
 }
 
 #[test]
-fn collections_xattrs_and_inactive_vbuckets_are_refused_at_once() {
+fn collections_and_inactive_vbuckets_are_refused_at_once() {
     let rig = Rig::new(15);
     rig.load(1, false);
     let other = RangeScanCreate { collection: CollectionId(8), ..all_keys() };
     assert_eq!(rig.create(other), Err(Status::UNKNOWN_COLLECTION));
-    let xattrs = RangeScanCreate { include_xattrs: true, ..RangeScanCreate::default() };
-    assert_eq!(rig.create(xattrs), Err(Status::NOT_SUPPORTED));
     rig.vbuckets.inactive.set(true);
     assert_eq!(rig.create(all_keys()), Err(Status::NOT_MY_VBUCKET));
     assert_eq!(statuses(&rig.go_on(ScanId([0; 16]), [0; 3])), [Status::NOT_MY_VBUCKET]);

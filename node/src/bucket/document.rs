@@ -21,16 +21,20 @@
 //! - Concatenating, counting and touching keep flags; concatenating and counting keep the expiry.
 //! - A new version ends the lock of its document, whoever wrote it. The CAS that a locked document had is no longer good for a change; after the
 //!   lock it is again, if nothing was written, and the lock's is not.
-//! - A tombstone has no value and no flags; its expiry is the time of its removal.
+//! - A change of the body keeps the xattrs of a document that is there. A tombstone has the system's xattrs, nothing else: no body, no flags, and its
+//!   expiry is the time of its removal. A document that takes its place has none of them.
+//! - The body and the user's xattrs are what the bucket's limit is about; the system's have their own.
 //!
-//! Cost: a change allocates its new version; a read allocates nothing. For locks: see [`super::locks`].
+//! Cost: a change allocates its new version, and a second time if it keeps xattrs; a read allocates nothing. For locks: see [`super::locks`].
 //!
 //! Does not know: opcodes, statuses, where the newest version was found.
 //! Source: KV data operations, the CAS table, expiry, counters.
 
+use std::borrow::Cow;
 use std::io::Write;
 
 use ringbase_storage::item::Item;
+use ringbase_storage::mutant::{Mutant, is_on};
 use ringbase_storage::types::{Cas, Kind};
 use ringbase_storage::vbstore::{Found, NewVersion, VbStore, WriteError};
 
@@ -39,6 +43,7 @@ use super::expiry;
 use super::locks::{LockName, TooManyLocks};
 use super::tally::count;
 use crate::protocol::Datatype;
+use crate::protocol::xattr::{PairBytes, SYSTEM_XATTR_BYTES_MAX, Section, split_stored};
 
 /// What a locked document shows for its CAS; no version has it.
 pub const LOCKED_CAS: Cas = Cas(u64::MAX);
@@ -61,6 +66,12 @@ pub enum Failure {
     /// There is no lock to end.
     #[error("the document is not locked")]
     NotLocked,
+    /// The CAS of a version that was made elsewhere is not one that a version has.
+    #[error("no version has CAS {cas}")]
+    CasInvalid {
+        /// It.
+        cas: Cas,
+    },
     /// It cannot be locked now.
     #[error("the document cannot be locked")]
     CannotLock(#[from] TooManyLocks),
@@ -109,10 +120,17 @@ pub enum Direction {
     Down,
 }
 
-/// A whole new value.
+/// The xattrs and the body of a version.
+#[must_use]
+#[inline]
+pub fn parts_of(item: &Item) -> (Section<'_>, &[u8]) {
+    split_stored(Datatype(item.datatype()), item.value())
+}
+
+/// A whole new body.
 #[derive(Debug, Clone, Copy)]
 pub struct Body<'a> {
-    /// The bytes.
+    /// The bytes, without xattrs.
     pub value: &'a [u8],
     /// The client's 32 bits.
     pub flags: u32,
@@ -220,7 +238,7 @@ impl<'a> Document<'a> {
         };
         let expiry = live.filter(|_| keep_expiry).map_or(body.expiry, |item| item.expiry());
         let datatype = Datatype::of_body(body.value);
-        let stored = self.write(Body { expiry, ..body }, datatype)?;
+        let stored = self.write(kept_xattrs(live), Body { expiry, ..body }, datatype)?;
         count(&self.bucket.tally.cmd_set);
         Ok(stored)
     }
@@ -235,14 +253,15 @@ impl<'a> Document<'a> {
             return Err(Failure::NotStored);
         };
         self.check_cas(item, cas)?;
+        let (section, old) = parts_of(item);
         let (first, second) = match end {
-            End::Append => (item.value(), added),
-            End::Prepend => (added, item.value()),
+            End::Append => (old, added),
+            End::Prepend => (added, old),
         };
-        self.check_length(first.len() + second.len())?;
+        self.check_length(section, first.len() + second.len())?;
         let value = [first, second].concat();
         let body = Body { value: &value, flags: item.flags(), expiry: item.expiry() };
-        let stored = self.write(body, Datatype::of_body(&value))?;
+        let stored = self.write(kept_xattrs(Some(item)), body, Datatype::of_body(&value))?;
         count(&self.bucket.tally.cmd_set);
         Ok(stored)
     }
@@ -260,16 +279,16 @@ impl<'a> Document<'a> {
         let Some(item) = self.live() else {
             count(misses);
             let Some((initial, expiry)) = step.create else { return Err(self.absent(Cas(0))) };
-            return self.write_number(initial, 0, expiry);
+            return self.write_number(initial, Section::default(), 0, expiry);
         };
         self.check_unlocked()?;
         count(hits);
-        let old = parse_counter(item.value()).ok_or(Failure::NotACounter)?;
+        let old = parse_counter(parts_of(item).1).ok_or(Failure::NotACounter)?;
         let number = match step.direction {
             Direction::Up => old.wrapping_add(step.delta),
             Direction::Down => old.saturating_sub(step.delta),
         };
-        self.write_number(number, item.flags(), item.expiry())
+        self.write_number(number, kept_xattrs(Some(item)), item.flags(), item.expiry())
     }
 
     /// Sets the expiry, absolute; nothing is written if it is that already.
@@ -282,8 +301,9 @@ impl<'a> Document<'a> {
         if item.expiry() == expiry {
             return Ok(item.clone());
         }
-        let body = Body { value: item.value(), flags: item.flags(), expiry };
-        self.write(body, Datatype(item.datatype()))
+        let (section, value) = parts_of(item);
+        let body = Body { value, flags: item.flags(), expiry };
+        self.write(section, body, Datatype(item.datatype()).without(Datatype::XATTR))
     }
 
     /// Removes the document; returns its tombstone.
@@ -313,7 +333,7 @@ impl<'a> Document<'a> {
         Ok(is_due)
     }
 
-    fn check_cas(&self, item: &'a Item, cas: Cas) -> Result<&'a Item, Failure> {
+    pub(super) fn check_cas(&self, item: &'a Item, cas: Cas) -> Result<&'a Item, Failure> {
         let tally = &self.bucket.tally;
         let lock = self.lock_cas();
         if lock.is_some_and(|lock| lock != cas) {
@@ -338,14 +358,17 @@ impl<'a> Document<'a> {
         LockName { vb: self.store.id(), key: self.key }
     }
 
-    fn check_length(&self, bytes: usize) -> Result<(), Failure> {
-        let max = self.bucket.settings().item_bytes_max;
-        if bytes > max { Err(Failure::TooLong { bytes, max }) } else { Ok(()) }
+    /// Whether the bucket takes a value of these xattrs and a body of so many bytes.
+    pub(super) fn check_length(&self, section: Section<'_>, body_bytes: usize) -> Result<(), Failure> {
+        let PairBytes { system, user } = section.pair_bytes().unwrap_or_default();
+        let too_long = |bytes, max| if bytes > max { Err(Failure::TooLong { bytes, max }) } else { Ok(()) };
+        too_long(user + body_bytes, self.bucket.settings().item_bytes_max)?;
+        too_long(system, SYSTEM_XATTR_BYTES_MAX)
     }
 
     /// The failure of a change to what is not there; an expired document gets its tombstone.
     #[cold]
-    fn absent(&self, cas: Cas) -> Failure {
+    pub(super) fn absent(&self, cas: Cas) -> Failure {
         if cas != Cas(0) {
             count(&self.bucket.tally.cas_misses);
         }
@@ -357,44 +380,65 @@ impl<'a> Document<'a> {
     }
 
     fn bury(&self, kind: Kind) -> Result<Item, Failure> {
-        let tombstone =
-            NewVersion { key: self.key, value: &[], flags: 0, expiry: self.now, datatype: 0, kind };
+        let section = self.found.live().map_or(Section::default(), |item| parts_of(item).0);
+        // What was validated when it came can be taken apart.
+        let value = section.system_only().unwrap_or_default();
+        let datatype = if value.is_empty() { Datatype::RAW } else { Datatype::XATTR };
+        let (key, expiry, datatype) = (self.key, self.now, datatype.0);
+        let tombstone = NewVersion { key, value: &value, flags: 0, expiry, datatype, kind };
         let item = self.put(tombstone)?;
         count(&self.bucket.tally.vb_active_ops_delete);
         Ok(item)
     }
 
-    fn write_number(&self, number: u64, flags: u32, expiry: u32) -> Result<(Item, u64), Failure> {
+    fn write_number(
+        &self,
+        number: u64,
+        section: Section<'_>,
+        flags: u32,
+        expiry: u32,
+    ) -> Result<(Item, u64), Failure> {
         let mut digits = [0; 20];
         let mut rest = &mut digits[..];
         write!(rest, "{number}").expect("a u64 has at most 20 digits");
         let unused = rest.len();
         let value = &digits[..20 - unused];
-        let item = self.write(Body { value, flags, expiry }, Datatype::JSON)?;
+        let item = self.write(section, Body { value, flags, expiry }, Datatype::JSON)?;
         Ok((item, number))
     }
 
-    fn write(&self, body: Body<'_>, datatype: Datatype) -> Result<Item, Failure> {
-        self.check_length(body.value.len())?;
+    /// `datatype` is that of the body.
+    fn write(&self, section: Section<'_>, body: Body<'_>, datatype: Datatype) -> Result<Item, Failure> {
+        self.check_length(section, body.value.len())?;
+        let (value, datatype) = joined(section, body.value, datatype);
         let item = self.put(NewVersion {
             key: self.key,
-            value: body.value,
+            value: &value,
             flags: body.flags,
             expiry: body.expiry,
             datatype: datatype.0,
             kind: Kind::Mutation,
         })?;
+        self.count_stored();
+        Ok(item)
+    }
+
+    /// Counts a document that was written.
+    pub(super) fn count_stored(&self) {
         let tally = &self.bucket.tally;
         count(if self.found.live().is_some() {
             &tally.vb_active_ops_update
         } else {
             &tally.vb_active_ops_create
         });
-        Ok(item)
     }
 
     fn put(&self, new: NewVersion<'_>) -> Result<Item, Failure> {
-        let written = self.store.write(self.found, new);
+        self.noted(self.store.write(self.found, new))
+    }
+
+    /// Counts what came of a write, and ends the lock of what was written.
+    pub(super) fn noted(&self, written: Result<Item, WriteError>) -> Result<Item, Failure> {
         let tally = &self.bucket.tally;
         match &written {
             Ok(_) => {
@@ -408,6 +452,26 @@ impl<'a> Document<'a> {
         }
         Ok(written?)
     }
+}
+
+/// The xattrs that a new body leaves.
+fn kept_xattrs(live: Option<&Item>) -> Section<'_> {
+    match live {
+        Some(item) if !is_on(Mutant::ForgetXattrs) => parts_of(item).0,
+        _ => Section::default(),
+    }
+}
+
+/// The value of a body of datatype `datatype` with these xattrs, and its datatype.
+pub(super) fn joined<'v>(
+    section: Section<'_>,
+    body: &'v [u8],
+    datatype: Datatype,
+) -> (Cow<'v, [u8]>, Datatype) {
+    if section.is_empty() {
+        return (Cow::Borrowed(body), datatype);
+    }
+    (Cow::Owned([section.bytes(), body].concat()), datatype | Datatype::XATTR)
 }
 
 /// The number that a counter's value says: 1 to 20 ASCII digits within 64 bits.

@@ -38,11 +38,18 @@ pub fn absolute(given: u32, now: u32, ttl_max: u32) -> Result<u32, ExpiryOverflo
         }
         _ => given,
     };
+    Ok(capped(expiry, now, ttl_max))
+}
+
+/// An absolute expiry, but not later than `ttl_max` seconds from `now`; 0 for no limit.
+#[must_use]
+#[inline]
+pub fn capped(expiry: u32, now: u32, ttl_max: u32) -> u32 {
     if ttl_max == 0 {
-        return Ok(expiry);
+        return expiry;
     }
     let latest = now.saturating_add(ttl_max);
-    Ok(if expiry == 0 { latest } else { expiry.min(latest) })
+    if expiry == 0 { latest } else { expiry.min(latest) }
 }
 
 /// Whether a document with this stored expiry is over at `now`.
@@ -82,6 +89,8 @@ mod tests {
         assert_eq!(absolute(61, NOW, 60), Ok(NOW + 60));
         assert_eq!(absolute(NOW + 1000, NOW, 60), Ok(NOW + 60));
         assert_eq!(absolute(NOW - 1000, NOW, 60), Ok(NOW - 1000));
+        assert_eq!([0, 10, NOW + 61].map(|expiry| capped(expiry, NOW, 60)), [NOW + 60, 10, NOW + 60]);
+        assert_eq!([0, 10].map(|expiry| capped(expiry, NOW, 0)), [0, 10]);
     }
 
     #[test]

@@ -7,6 +7,7 @@
 //! | `bucket_type` | `persistent` or `ephemeral` | `persistent` | no |
 //! | `max_size` | memory quota in bytes, at least 1 MiB; 0 for all that the node has for documents | 0 | yes |
 //! | `max_item_size` | longest document value in bytes, 1 to 20 MiB | 20 MiB | yes |
+//! | `conflict_resolution_type` | which of two versions made in two places stays: `seqno`, `lww` or `custom` | `seqno` | no |
 //! | `max_ttl` | longest life of a document in seconds, 0 for no limit; for new writes | 0 | yes |
 //! | `exp_pager_enabled` | whether expired documents are looked for: `true` or `false` | `true` | yes |
 //! | `exp_pager_stime` | seconds between two looks, at least 1 | 600 | yes |
@@ -26,6 +27,7 @@ use std::fmt;
 
 use ringbase_storage::shard::Home;
 
+use super::conflict::ConflictResolution;
 use crate::protocol::manifest::ManifestError;
 
 /// Longest document value that any bucket takes, in bytes.
@@ -84,8 +86,9 @@ pub enum SettingsError {
 }
 
 /// Every setting.
-pub const KEYS: [&str; 13] = [
+pub const KEYS: [&str; 14] = [
     "bucket_type",
+    "conflict_resolution_type",
     "max_size",
     "max_item_size",
     "max_ttl",
@@ -99,6 +102,9 @@ pub const KEYS: [&str; 13] = [
     "dcp_oso_backfill",
     "dcp_oso_max_collections_per_backfill",
 ];
+
+/// What is decided when the bucket is created.
+const FIXED: [&str; 2] = ["bucket_type", "conflict_resolution_type"];
 
 /// Longest time that a lock setting takes, in seconds.
 const LOCK_SECONDS_MAX: i64 = 3600;
@@ -174,6 +180,8 @@ impl fmt::Display for OsoBackfill {
 pub struct BucketSettings {
     /// Where its documents live.
     pub bucket_type: BucketType,
+    /// Which of two versions that were made in two places stays.
+    pub conflict_resolution: ConflictResolution,
     /// Memory quota in bytes; 0 for all that the node has for documents.
     pub quota_bytes: u64,
     /// Longest document value, in bytes.
@@ -204,6 +212,7 @@ impl Default for BucketSettings {
     fn default() -> BucketSettings {
         BucketSettings {
             bucket_type: BucketType::default(),
+            conflict_resolution: ConflictResolution::default(),
             quota_bytes: 0,
             item_bytes_max: ITEM_BYTES_MAX,
             ttl_seconds_max: 0,
@@ -268,8 +277,8 @@ impl BucketSettings {
     /// # Errors
     /// `Fixed`, and as [`BucketSettings::parse`].
     pub fn changed(mut self, key: &str, value: &str) -> Result<BucketSettings, SettingsError> {
-        if key == "bucket_type" {
-            return Err(SettingsError::Fixed { key: "bucket_type" });
+        if let Some(key) = FIXED.into_iter().find(|fixed| *fixed == key) {
+            return Err(SettingsError::Fixed { key });
         }
         self.set(key, value)?;
         Ok(self)
@@ -281,6 +290,11 @@ impl BucketSettings {
             "bucket_type" => {
                 let types = [BucketType::Persistent, BucketType::Ephemeral];
                 self.bucket_type = word("bucket_type", value, ["persistent", "ephemeral"], types)?;
+            }
+            "conflict_resolution_type" => {
+                let ways = [ConflictResolution::Seqno, ConflictResolution::Lww, ConflictResolution::Custom];
+                let words = ["seqno", "lww", "custom"];
+                self.conflict_resolution = word("conflict_resolution_type", value, words, ways)?;
             }
             "max_size" if value == "0" => self.quota_bytes = 0,
             "max_size" => self.quota_bytes = number("max_size", value, QUOTA_BYTES_MIN, 1 << 50)? as u64,
@@ -327,6 +341,7 @@ impl BucketSettings {
 impl fmt::Display for BucketSettings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "bucket_type={};max_size={};", self.bucket_type, self.quota_bytes)?;
+        write!(f, "conflict_resolution_type={};", self.conflict_resolution)?;
         write!(f, "max_item_size={};max_ttl={};", self.item_bytes_max, self.ttl_seconds_max)?;
         write!(f, "exp_pager_enabled={};exp_pager_stime={};", self.pager_enabled, self.pager_seconds)?;
         let age = self.purge_age_seconds.map_or(-1, i64::from);
@@ -388,6 +403,7 @@ mod tests {
         assert_eq!(BucketSettings::parse(" max_ttl = \\6\\0 ; max_item_size=1000; "), Ok(settings));
         let other = BucketSettings {
             bucket_type: BucketType::Ephemeral,
+            conflict_resolution: ConflictResolution::Lww,
             quota_bytes: 1 << 30,
             item_bytes_max: 1,
             ttl_seconds_max: 2,
@@ -418,6 +434,7 @@ mod tests {
         assert!(error("bucket_type=memcached").contains("persistent or ephemeral"));
         assert!(error("dcp_oso_backfill=on").contains("auto or enabled or disabled, found \"on\""));
         assert!(error("dcp_oso_max_collections_per_backfill=0").contains("1 to 1000"));
+        assert!(error("conflict_resolution_type=lw").contains("seqno or lww or custom"));
         assert!(error("a\\;b").contains("a;b"));
     }
 
@@ -431,11 +448,15 @@ mod tests {
     }
 
     #[test]
-    fn everything_but_the_type_can_be_changed() {
+    fn everything_but_the_two_types_can_be_changed() {
         let settings = BucketSettings::default();
         assert_eq!(settings.changed("max_size", "2097152").unwrap().quota_bytes, 2 << 20);
         assert_eq!(settings.changed("max_size", "0"), Ok(settings));
-        assert!(matches!(settings.changed("bucket_type", "ephemeral"), Err(SettingsError::Fixed { .. })));
+        for (key, value) in [("bucket_type", "ephemeral"), ("conflict_resolution_type", "lww")] {
+            assert!(
+                matches!(settings.changed(key, value), Err(SettingsError::Fixed { key: fixed }) if fixed == key)
+            );
+        }
         assert!(matches!(settings.changed("colour", "red"), Err(SettingsError::Unknown { .. })));
     }
 }

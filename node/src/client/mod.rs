@@ -46,7 +46,7 @@ pub use dcp::{DcpClient, DcpOptions};
 pub use error::ClientError;
 pub use generate::Generator;
 pub use load::{LoadError, LoadOptions, LoadProgress, LoadReport, load};
-pub use operations::{Bucket, Document, Mutated, StoreMode};
+pub use operations::{Brought, Bucket, Document, DocumentMeta, Mutated, StoreMode};
 pub use pipeline::{Completion, Pipeline, PipelineOptions};
 pub use records::{RecordCounts, ScanRecord};
 pub use scan::{ContinueLimits, Scan, ScanCounts, ScanState};

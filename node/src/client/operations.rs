@@ -16,6 +16,7 @@ use super::error::ClientError;
 use crate::protocol::cluster_map::ClusterMap;
 use crate::protocol::extras::{ArithmeticExtras, MutationToken, ObservedSeqno, StoreExtras};
 use crate::protocol::stat::StatEntry;
+use crate::protocol::with_meta::WithMetaExtras;
 use crate::protocol::{Datatype, Frame, Opcode, Request, vbucket_of};
 
 /// A document as the node returned it.
@@ -59,6 +60,34 @@ impl StoreMode {
             StoreMode::Replace => Opcode::REPLACE,
         }
     }
+}
+
+/// A version that was made elsewhere, as a command with metadata brings it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Brought<'a> {
+    /// Xattrs, if the datatype says so, and body.
+    pub value: &'a [u8],
+    /// How the value is encoded.
+    pub datatype: Datatype,
+    /// All else.
+    pub extras: WithMetaExtras,
+}
+
+/// What GET_META tells of a document or its tombstone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DocumentMeta {
+    /// Whether it is gone.
+    pub is_deleted: bool,
+    /// The client's opaque 32 bits.
+    pub flags: u32,
+    /// Absolute, in epoch seconds, 0 for none; of a tombstone its time.
+    pub expiry: u32,
+    /// Number of changes to the key.
+    pub revid: u64,
+    /// How the value is encoded.
+    pub datatype: Datatype,
+    /// Version.
+    pub cas: Cas,
 }
 
 fn mutated(frame: &Frame<'_>) -> Mutated {
@@ -134,6 +163,68 @@ impl<'c> Bucket<'c> {
     pub fn delete(&mut self, key: &[u8], cas: Cas) -> Result<Mutated, ClientError> {
         let request = self.request(Opcode::DELETE, key).cas(cas);
         self.connection.call(request, mutated)
+    }
+
+    /// Stores a version that was made elsewhere; `cas` is what the document must have, 0 for any version.
+    ///
+    /// # Errors
+    /// `Refused`: KEY_EEXISTS if what is there stays, CAS_VALUE_INVALID, XATTR_EINVAL and others, as the protocol says.
+    pub fn store_with_meta(
+        &mut self,
+        mode: StoreMode,
+        key: &[u8],
+        brought: &Brought<'_>,
+        cas: Cas,
+    ) -> Result<Mutated, ClientError> {
+        let opcode = if mode == StoreMode::Add { Opcode::ADD_WITH_META } else { Opcode::SET_WITH_META };
+        self.bring(opcode, key, brought, cas)
+    }
+
+    /// Stores a deletion that was made elsewhere.
+    ///
+    /// # Errors
+    /// As [`Bucket::store_with_meta`].
+    pub fn delete_with_meta(
+        &mut self,
+        key: &[u8],
+        brought: &Brought<'_>,
+        cas: Cas,
+    ) -> Result<Mutated, ClientError> {
+        self.bring(Opcode::DEL_WITH_META, key, brought, cas)
+    }
+
+    fn bring(
+        &mut self,
+        opcode: Opcode,
+        key: &[u8],
+        brought: &Brought<'_>,
+        cas: Cas,
+    ) -> Result<Mutated, ClientError> {
+        let mut extras = Vec::with_capacity(WithMetaExtras::BYTES_MAX);
+        brought.extras.encode(&mut extras);
+        let request = self.request(opcode, key).cas(cas).extras(&extras);
+        self.connection.call(request.datatype(brought.datatype).value(brought.value), mutated)
+    }
+
+    /// Reads what is known of a document beside its value, also if it is gone.
+    ///
+    /// # Errors
+    /// `Refused`: KEY_ENOENT if there never was one, or its tombstone is gone.
+    pub fn get_meta(&mut self, key: &[u8]) -> Result<DocumentMeta, ClientError> {
+        let request = self.request(Opcode::GET_META, key).extras(&[2]);
+        let meta = self.connection.call(request, |frame| {
+            let extras = frame.extras_array::<21>()?;
+            let number = |at: usize| u32::from_be_bytes(std::array::from_fn(|index| extras[at + index]));
+            Some(DocumentMeta {
+                is_deleted: number(0) != 0,
+                flags: number(4),
+                expiry: number(8),
+                revid: u64::from(number(12)) << 32 | u64::from(number(16)),
+                datatype: Datatype(extras[20]),
+                cas: frame.cas(),
+            })
+        })?;
+        meta.ok_or_else(|| unexpected(Opcode::GET_META, "no metadata"))
     }
 
     /// Changes the expiry: 0 never, up to 30 days relative seconds, above absolute epoch seconds.

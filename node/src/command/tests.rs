@@ -86,7 +86,7 @@ fn defined_commands_that_this_node_does_not_execute_are_not_supported() {
     let mut rig = Rig::new();
     for (opcode, extras, key, value, cas) in [
         (Opcode::SUBDOC_GET, &[0, 1, 0][..], &b"k"[..], &b"p"[..], 0),
-        (Opcode::SET_WITH_META, &[0; 24], b"k", b"", 0),
+        (Opcode::RETURN_META, &[0; 12], b"k", b"", 0),
         (Opcode::FLUSH, &[], b"", b"", 0),
     ] {
         let request = Request::new(opcode).extras(extras).key(key).value(value).cas(Cas(cas));

@@ -100,11 +100,12 @@ impl Features {
     /// No feature: the state of a new connection.
     pub const NONE: Features = Features(0);
 
-    /// What this node can grant so far. Snappy, xattrs, unordered execution, server requests and durability
-    /// have no meaning here yet, so clients are told that they are off.
+    /// What this node can grant so far. Snappy, unordered execution, server requests and durability have no meaning here yet, so clients are told
+    /// that they are off. Xattrs come in with metadata and go out on streams and range scans; sub-document commands are refused with or without them.
     pub const OFFERED: Features = Features::of(&[
         Feature::TcpNoDelay,
         Feature::MutationSeqno,
+        Feature::Xattr,
         Feature::Xerror,
         Feature::SelectBucket,
         Feature::Json,
@@ -114,6 +115,7 @@ impl Features {
         Feature::PreserveTtl,
         Feature::GetClusterConfigWithKnownVersion,
         Feature::DedupeNotMyVbucketClustermap,
+        Feature::RangeScanIncludeXattr,
     ]);
 
     /// The set of these features.
@@ -260,7 +262,7 @@ mod tests {
     #[test]
     fn the_reply_is_ascending_without_duplicates_and_without_refused_numbers() {
         assert_eq!(granted(&[7, 4, 4, 0x0b, 9, 0x16, 0x7fff, 1, 2, 5], ALL), Ok(list(&[4, 7, 0x0b])));
-        assert_eq!(granted(&[4, 6, 7], Features::OFFERED), Ok(list(&[4, 7])));
+        assert_eq!(granted(&[4, 6, 7, 0x0a, 0x22], Features::OFFERED), Ok(list(&[4, 6, 7, 0x22])));
         assert_eq!(granted(&[], ALL), Ok(Vec::new()));
     }
 

@@ -16,6 +16,7 @@ use super::error_context::Refusal;
 use super::framing::RequestFraming;
 use super::hello::{Feature, Features};
 use super::key::{DocumentKey, LOGICAL_KEY_BYTES_MAX, PREFIXED_KEY_BYTES_MAX};
+use super::xattr::Section;
 use super::{Datatype, Frame, Opcode, OpcodeKind, Status};
 
 /// Longest bucket name, in bytes.
@@ -278,6 +279,9 @@ pub fn validate<'a>(frame: &Frame<'a>, connection: &ConnectionState) -> Result<V
         return Err(Refusal::new(Status::NOT_SUPPORTED, ""));
     };
     check_shape(frame, rule, connection)?;
+    if frame.datatype().contains(Datatype::XATTR) {
+        check_xattrs(frame)?;
+    }
     let framing = if frame.framing.is_empty() {
         RequestFraming::default()
     } else {
@@ -362,6 +366,15 @@ fn check_datatype(datatype: Datatype, rule: &Rule, features: Features) -> Result
         }
     }
     Ok(())
+}
+
+/// A section that is compressed with its value cannot be looked at here.
+fn check_xattrs(frame: &Frame<'_>) -> Result<(), Refusal> {
+    if frame.datatype().contains(Datatype::SNAPPY) {
+        return Ok(());
+    }
+    let (section, _body) = Section::split(frame.value)?;
+    Ok(section.validate()?)
 }
 
 /// Row 11, the end: what only one opcode demands and can be seen in the frame alone.
@@ -518,6 +531,21 @@ mod tests {
         assert_eq!(check(create, &all), Err(Status::EINVAL));
         assert_eq!(check(create.datatype(Datatype::JSON), &all), Ok(()));
         assert_eq!(check(create.datatype(Datatype(3)), &all), Err(Status::EINVAL));
+    }
+
+    #[test]
+    fn an_xattr_section_is_looked_at_before_the_framing_and_the_key() {
+        let all = with(&[Feature::Json, Feature::Xattr]);
+        let extras = [0; 24];
+        let set = Request::new(Opcode::SET_WITH_META).key(b"k").extras(&extras).datatype(Datatype::XATTR);
+        assert_eq!(check(set, &all), Err(Status::XATTR_EINVAL), "no value at all");
+        assert_eq!(check(set.value(b"\0\0\0\x01"), &all), Err(Status::XATTR_EINVAL));
+        let section = crate::protocol::xattr::build_section([("a", "1")]);
+        assert_eq!(check(set.value(&section), &all), Ok(()));
+        assert_eq!(check(set.value(&section), &OPEN), Err(Status::EINVAL), "not negotiated");
+        let preserve = RequestFraming { preserve_ttl: true, ..Default::default() };
+        assert_eq!(check(set.value(b"x").framing(preserve), &all), Err(Status::XATTR_EINVAL));
+        assert_eq!(check(set.value(&section).framing(preserve), &all), Err(Status::NOT_SUPPORTED));
     }
 
     #[test]

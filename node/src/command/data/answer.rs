@@ -4,6 +4,7 @@
 //! - A mutation carries its token iff the connection asked for tokens; touching never does.
 //! - A lock's CAS is told to whoever locked the document; other readers are told that it is locked.
 //! - A removal tells the tombstone's CAS only together with a token: clients without tokens expect 0 there.
+//! - A value is a body, whatever xattrs lie in front of it.
 //!
 //! Does not know: failures, when the answer is due.
 
@@ -13,6 +14,7 @@ use ringbase_storage::types::Cas;
 use ringbase_storage::vbstore::VbStore;
 
 use super::operation::Operation;
+use crate::bucket::document::parts_of;
 use crate::command::respond::Responder;
 use crate::protocol::extras::MutationToken;
 use crate::protocol::{Datatype, Feature};
@@ -57,7 +59,7 @@ pub(super) fn encode_document(
     let key = if operation == Operation::GetWithKey { key } else { &[] };
     let (flags, datatype) = (item.flags().to_be_bytes(), responder.visible(Datatype(item.datatype())));
     let response = responder.success(env).cas(cas).datatype(datatype);
-    response.extras(&flags).key(key).value(item.value()).encode(out);
+    response.extras(&flags).key(key).value(parts_of(item).1).encode(out);
 }
 
 impl Answer {
@@ -90,7 +92,12 @@ impl Answer {
             }
             Operation::Unlock => response.encode(out),
             Operation::Touch => response.cas(self.cas).encode(out),
-            Operation::Store(_) | Operation::Concatenate(_) | Operation::Count(_) | Operation::Remove => {
+            Operation::Store(_)
+            | Operation::Concatenate(_)
+            | Operation::Count(_)
+            | Operation::Remove
+            | Operation::Bring { .. }
+            | Operation::BringDeletion => {
                 let number = match self.detail {
                     Detail::Number(number) => &number.to_be_bytes()[..],
                     Detail::None | Detail::Meta { .. } => &[],

@@ -26,6 +26,8 @@ mod locked;
 mod model;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod with_meta;
 
 pub use look::look;
 pub(super) use operation::Operation;
@@ -121,6 +123,9 @@ pub fn execute(
         return responder.fail(env, Status::EINVAL, out);
     };
     let context = &bucket.context;
+    if operation::lacks_its_metadata(operation, request) {
+        return Outcome::Close;
+    }
     let prepared = match operation::prepare(operation, request, context) {
         Ok(prepared) => prepared,
         Err(status) => return fail_in(context, &responder, status, out),

@@ -6,16 +6,18 @@
 //! Does not know: how the answer is framed, where the document was found.
 
 use ringbase_storage::collections::Subject;
-use ringbase_storage::types::Cas;
+use ringbase_storage::types::{Cas, Kind};
 use ringbase_storage::vbstore::{Found, VbStore, WriteError};
 
 use super::answer::{Answer, Detail};
 use crate::auth::Role;
 use crate::bucket::document::{Body, Direction, Document, End, Step, StoreMode};
+use crate::bucket::foreign::{ForeignVersion, Terms};
 use crate::bucket::tally::count;
 use crate::bucket::{Access, BucketContext, Failure, Verdict, expiry};
 use crate::command::request::Request;
 use crate::protocol::extras::{ArithmeticExtras, StoreExtras, decode_u32};
+use crate::protocol::with_meta::{MetaOptions, WithMetaExtras};
 use crate::protocol::{CollectionId, Opcode, Refusal, Status};
 
 /// What is done.
@@ -43,6 +45,13 @@ pub(in crate::command) enum Operation {
     Count(Direction),
     /// Remove.
     Remove,
+    /// Store a version that was made elsewhere; the flag: only if there is no document.
+    Bring {
+        /// See there.
+        only_new: bool,
+    },
+    /// Store a deletion that was made elsewhere.
+    BringDeletion,
     /// Say how far the vbucket is durable.
     ObserveSeqno,
     /// Wait until a seqno is durable.
@@ -78,6 +87,9 @@ impl Operation {
             Opcode::GET_LOCKED => Operation::GetAndLock,
             Opcode::UNLOCK_KEY => Operation::Unlock,
             Opcode::GET_META | Opcode::GETQ_META => Operation::GetMeta,
+            Opcode::SET_WITH_META | Opcode::SETQ_WITH_META => Operation::Bring { only_new: false },
+            Opcode::ADD_WITH_META | Opcode::ADDQ_WITH_META => Operation::Bring { only_new: true },
+            Opcode::DEL_WITH_META | Opcode::DELQ_WITH_META => Operation::BringDeletion,
             Opcode::OBSERVE_SEQNO => Operation::ObserveSeqno,
             Opcode::SEQNO_PERSISTENCE => Operation::AwaitSeqno,
             Opcode::GET_FAILOVER_LOG | Opcode::DCP_GET_FAILOVER_LOG => Operation::FailoverLog,
@@ -104,7 +116,9 @@ impl Operation {
             | Operation::Store(_)
             | Operation::Concatenate(_)
             | Operation::Count(_)
-            | Operation::Remove => Role::ReadWrite,
+            | Operation::Remove
+            | Operation::Bring { .. }
+            | Operation::BringDeletion => Role::ReadWrite,
         }
     }
 
@@ -126,7 +140,9 @@ impl Operation {
             | Operation::Store(_)
             | Operation::Concatenate(_)
             | Operation::Count(_)
-            | Operation::Remove => Access::Documents,
+            | Operation::Remove
+            | Operation::Bring { .. }
+            | Operation::BringDeletion => Access::Documents,
         }
     }
 }
@@ -152,6 +168,7 @@ enum Action<'a> {
     Concatenate { end: End, added: &'a [u8] },
     Count(Step),
     Remove,
+    Bring(ForeignVersion<'a>, Terms),
 }
 
 /// Decodes the arguments of a request and checks what needs no document.
@@ -206,11 +223,64 @@ pub(super) fn prepare<'a>(
             Action::Count(Step { direction, delta, create })
         }
         Operation::Remove => Action::Remove,
+        Operation::Bring { .. } | Operation::BringDeletion => {
+            let (mut version, terms) = decode_foreign(operation, request, bucket)?;
+            if version.kind == Kind::Mutation {
+                version.expiry = expiry::capped(version.expiry, now, ttl_seconds_max);
+            }
+            Action::Bring(version, terms)
+        }
         Operation::ObserveSeqno | Operation::AwaitSeqno | Operation::FailoverLog | Operation::State => {
             return Err(Status::EINVAL);
         }
     };
     Ok(Prepared { operation, collection, action, cas: request.frame.cas(), now })
+}
+
+/// The version that a request with metadata brings, and on which terms.
+fn decode_foreign<'a>(
+    operation: Operation,
+    request: &Request<'a>,
+    bucket: &BucketContext,
+) -> Result<(ForeignVersion<'a>, Terms), Status> {
+    let extras = WithMetaExtras::decode(request.frame.extras).map_err(|refusal| refusal.status)?;
+    let options = extras.options();
+    // Whoever writes to a bucket that goes by time says that it knows; elsewhere that makes no sense.
+    let by_time = bucket.settings().conflict_resolution.is_by_time();
+    let accepts = options.has(MetaOptions::FORCE_ACCEPT);
+    if accepts && !by_time || by_time && !accepts && !options.has(MetaOptions::REGENERATE_CAS) {
+        return Err(Status::EINVAL);
+    }
+    let kind = match operation {
+        Operation::BringDeletion if options.has(MetaOptions::IS_EXPIRATION) => Kind::Expiration,
+        Operation::BringDeletion => Kind::Deletion,
+        _ => Kind::Mutation,
+    };
+    let version = ForeignVersion {
+        value: extras.value_of(request.frame.value).ok_or(Status::EINVAL)?,
+        datatype: request.frame.datatype(),
+        flags: extras.flags,
+        expiry: extras.expiry,
+        revid: extras.revid,
+        cas: extras.cas,
+        kind,
+    };
+    let terms = Terms {
+        only_new: operation == Operation::Bring { only_new: true },
+        resolves: !options.skips_resolution(),
+        fresh_cas: options.has(MetaOptions::REGENERATE_CAS),
+        cas: request.frame.cas(),
+    };
+    Ok((version, terms))
+}
+
+/// Whether a request claims more bytes of metadata behind its value than it has: nothing else in it can be trusted then.
+#[must_use]
+pub(super) fn lacks_its_metadata(operation: Operation, request: &Request<'_>) -> bool {
+    let claims = matches!(operation, Operation::Bring { .. } | Operation::BringDeletion);
+    claims
+        && WithMetaExtras::decode(request.frame.extras)
+            .is_ok_and(|extras| extras.value_of(request.frame.value).is_none())
 }
 
 /// Whether a request may be carried out on its vbucket now, which may have changed since it came.
@@ -258,7 +328,7 @@ pub(super) fn perform(
     let document = Document { store, bucket, key, found, now };
     let tally = &bucket.tally;
     bucket.count_use(collection, |usage| match operation {
-        Operation::Remove => &usage.deletes,
+        Operation::Remove | Operation::BringDeletion => &usage.deletes,
         _ if writes => &usage.stores,
         _ => &usage.gets,
     });
@@ -286,6 +356,7 @@ pub(super) fn perform(
             return Ok(Answer { operation, cas: item.cas(), item, detail: Detail::Number(number) });
         }
         Action::Remove => document.remove(cas),
+        Action::Bring(version, terms) => document.bring(version, terms),
     };
     if operation == Operation::GetAndTouch {
         count(&tally.cmd_get);
@@ -320,6 +391,7 @@ fn status_of(failure: Failure) -> Status {
         Failure::NotStored => Status::NOT_STORED,
         Failure::Locked => Status::LOCKED,
         Failure::NotLocked => Status::NOT_LOCKED,
+        Failure::CasInvalid { .. } => Status::CAS_VALUE_INVALID,
         Failure::CannotLock(_) => Status::ETMPFAIL,
         Failure::NotACounter => Status::DELTA_BADVAL,
         Failure::TooLong { .. } | Failure::Write(WriteError::TooLong { .. }) => Status::E2BIG,

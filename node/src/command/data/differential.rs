@@ -20,13 +20,13 @@ use ringbase_storage::mutant::{Mutant, turn_on};
 use ringbase_storage::types::{Cas, Seqno, VbId};
 use ringbase_storage::vbstore::{Found, Lookup};
 
-use self::history::{Change, Expected, Told, Vbucket, Verb, Version};
+use self::history::{Change, Expected, Told, Vbucket, Verb, Version, section_of};
 use self::scans::{COMPARED, Pair, Read};
 use crate::bucket::document::LOCKED_CAS;
 use crate::command::rig::{Answer, Rig, RigOptions};
 use crate::command::session::{ConnectionId, Session};
 use crate::protocol::extras::{ArithmeticExtras, MutationToken, StoreExtras};
-use crate::protocol::{Feature, Opcode, Request, RequestFraming, Status};
+use crate::protocol::{Datatype, Feature, Opcode, Request, RequestFraming, Status};
 
 const VBUCKETS: usize = 2;
 
@@ -70,6 +70,8 @@ struct Coverage {
     writes: u64,
     deletions: u64,
     expirations: u64,
+    brought: u64,
+    outdone: u64,
     locks: u64,
     locks_refused: u64,
     locks_over: u64,
@@ -110,9 +112,10 @@ impl<'c> Driver<'c> {
             ..RigOptions::default()
         });
         let mut other = Session::new(rig.session.shared.clone(), ConnectionId(2));
-        rig.hello(&[Feature::Xerror, Feature::MutationSeqno]);
+        let features = [Feature::MutationSeqno, Feature::Xattr, Feature::Xerror];
+        rig.hello(&features);
         std::mem::swap(&mut rig.session, &mut other);
-        rig.hello(&[Feature::Xerror, Feature::MutationSeqno]);
+        rig.hello(&features);
         rig.select("memory");
         std::mem::swap(&mut rig.session, &mut other);
         Driver { rig, other, random, length, vbuckets: Default::default(), open: Vec::new(), coverage }
@@ -155,12 +158,15 @@ impl<'c> Driver<'c> {
     /// Gives both buckets the same command at the same time, and compares what they say and have.
     fn execute(&mut self, vb: usize, key: usize, verb: Verb) {
         let name = Driver::name(key);
+        let verb = self.comparable(vb, &name, verb);
         let now_ns = self.rig.sim.env().clock.monotonic_ns();
         let cas = self.vbuckets[vb].cas_of(&name, verb, now_ns);
-        let (opcode, extras, value, keep) = wire_form(verb);
+        let (opcode, extras, value, keep) = wire_form(verb, &self.vbuckets[vb], &name);
         let framing = RequestFraming { preserve_ttl: keep, ..RequestFraming::default() };
         let request = Request::new(opcode).key(&name).vbucket(VbId(vb as u16));
-        let request = request.extras(&extras).value(value).cas(cas).framing(framing);
+        let datatype = if matches!(verb, Verb::Bring(bring) if bring.xattrs > 0) { 4 } else { 0 };
+        let request = request.extras(&extras).value(&value).cas(cas).framing(framing);
+        let request = request.datatype(Datatype(datatype));
         let on_disk = self.rig.ask(request).one();
         std::mem::swap(&mut self.rig.session, &mut self.other);
         let index = self.rig.send(request);
@@ -170,7 +176,7 @@ impl<'c> Driver<'c> {
         let (now, now_ns) = (self.rig.now(), self.rig.sim.env().clock.monotonic_ns());
         let expected = self.vbuckets[vb].apply(&name, verb, cas, now, now_ns);
         let what = format!("{verb:?} of {:?} in vbucket {vb}: {on_disk:?}", String::from_utf8_lossy(&name));
-        self.count(&expected, now_ns);
+        self.count(&expected, verb, now_ns);
         let mut is_same = answer_parts(&on_disk) == answer_parts(&in_memory);
         if let (Told::Metadata, Some(newest)) = (&expected.told, self.vbuckets[vb].newest(&name)) {
             // A tombstone that is purged is not there any more, and the revision of its successor begins anew.
@@ -184,8 +190,24 @@ impl<'c> Driver<'c> {
         self.compare(vb, &name, &expected, &on_disk, &what);
     }
 
-    fn count(&mut self, expected: &Expected, now_ns: u64) {
+    /// A bucket in memory forgets a tombstone after a while, and with it the revision: then only one of the two buckets could say which version is
+    /// better.
+    fn comparable(&self, vb: usize, name: &[u8], verb: Verb) -> Verb {
+        let Verb::Bring(bring) = verb else { return verb };
+        let key = [&[0], name].concat();
+        let revid = match self.rig.store("memory", VbId(vb as u16)).lookup(&key) {
+            Lookup::Known(Found::Version(item)) => Some(item.revid()),
+            _ => None,
+        };
+        let vbucket = &self.vbuckets[vb];
+        let known = vbucket.newest(name).map(|_| vbucket.revid(name));
+        if revid == known { verb } else { Verb::Bring(bring.in_any_case()) }
+    }
+
+    fn count(&mut self, expected: &Expected, verb: Verb, now_ns: u64) {
         let coverage = &mut *self.coverage;
+        let is_refused = expected.status == Status::KEY_EEXISTS && !expected.is_cas_mismatch;
+        coverage.outdone += u64::from(is_refused && matches!(verb, Verb::Bring(_)));
         coverage.commands += 1;
         coverage.locks_refused += u64::from(expected.status == Status::LOCKED);
         coverage.cas_mismatches += u64::from(expected.is_cas_mismatch);
@@ -196,6 +218,7 @@ impl<'c> Driver<'c> {
             Change::Mutation => coverage.writes += 1,
             Change::Deletion => coverage.deletions += 1,
             Change::Expiration => coverage.expirations += 1,
+            Change::Foreign => coverage.brought += 1,
         }
         let over = self.vbuckets.iter_mut().map(|vbucket| vbucket.forget_locks(now_ns)).sum::<u64>();
         coverage.locks_over += over;
@@ -233,12 +256,12 @@ impl<'c> Driver<'c> {
                 let (_, version) = newest.expect("it is there");
                 let cas = if *is_locked { LOCKED_CAS } else { version.cas };
                 let told = (&answer.value[..], &answer.extras[..], answer.cas);
-                assert_eq!(told, (&version.value[..], &version.flags.to_be_bytes()[..], cas), "{what}");
+                assert_eq!(told, (version.body(), &version.flags.to_be_bytes()[..], cas), "{what}");
             }
             Told::Lock => {
                 let (_, version) = newest.expect("it is there");
                 let told = (&answer.value[..], &answer.extras[..]);
-                assert_eq!(told, (&version.value[..], &version.flags.to_be_bytes()[..]), "{what}");
+                assert_eq!(told, (version.body(), &version.flags.to_be_bytes()[..]), "{what}");
                 vbucket.locked(name, answer.cas);
             }
             Told::Metadata => {
@@ -260,10 +283,11 @@ impl<'c> Driver<'c> {
         let versions = BUCKETS.map(|bucket| {
             let found = self.rig.store(bucket, VbId(vb as u16)).lookup(&key);
             let Lookup::Known(Found::Version(item)) = found else { panic!("{bucket}: {what}") };
-            (item.seqno(), Version::of(&item.meta(), name, item.value()))
+            (item.seqno(), Version::of(&item.meta(), name, item.value()), item.revid())
         });
-        assert_eq!(versions[0], versions[1], "{what}");
-        let [(seqno, version), _] = versions;
+        assert_eq!((versions[0].0, &versions[0].1), (versions[1].0, &versions[1].1), "{what}");
+        let [(seqno, version, revid), _] = versions;
+        assert_eq!(revid, self.vbuckets[vb].revid(name), "{what}");
         self.vbuckets[vb].written(seqno, version, what);
     }
 
@@ -359,8 +383,13 @@ fn answer_parts(answer: &Answer) -> (Status, Cas, &[u8], Option<Seqno>, &[u8]) {
 }
 
 /// Opcode, extras, value, and whether the expiry is kept.
-fn wire_form(verb: Verb) -> (Opcode, Vec<u8>, &'static [u8], bool) {
-    match verb {
+fn wire_form(verb: Verb, vbucket: &Vbucket, name: &[u8]) -> (Opcode, Vec<u8>, Vec<u8>, bool) {
+    let (opcode, extras, value, keep): (_, _, &[u8], _) = match verb {
+        Verb::Bring(bring) => {
+            let mut extras = Vec::new();
+            vbucket.extras_of(name, bring).encode(&mut extras);
+            return (bring.opcode, extras, [&section_of(bring.xattrs)[..], bring.body].concat(), false);
+        }
         Verb::Get => (Opcode::GET, Vec::new(), b"", false),
         Verb::GetMeta => (Opcode::GET_META, Vec::new(), b"", false),
         Verb::Lock { seconds } => (Opcode::GET_LOCKED, seconds.to_be_bytes().to_vec(), b"", false),
@@ -374,7 +403,8 @@ fn wire_form(verb: Verb) -> (Opcode, Vec<u8>, &'static [u8], bool) {
             (opcode, ArithmeticExtras { delta, initial, expiry }.encode().to_vec(), b"", false)
         }
         Verb::Touch { opcode, expiry } => (opcode, expiry.to_be_bytes().to_vec(), b"", false),
-    }
+    };
+    (opcode, extras, value.to_vec(), keep)
 }
 
 fn seeds() -> std::ops::Range<u64> {
@@ -408,7 +438,9 @@ fn a_bucket_in_memory_one_on_disk_and_a_model_show_the_same_at_every_point_in_ti
             coverage;
         let counts = [commands, writes, deletions, expirations, locks, locks_refused, locks_over, unlocks];
         let more = [cas_mismatches, from_disk, key_scans, seqno_scans, seqnos_asked_for];
-        let rest = [interrupted_scans, scans_of_gone_buckets, flushes, bucket_flushes, purged];
+        let Coverage { brought, outdone, .. } = coverage;
+        let rest =
+            [interrupted_scans, scans_of_gone_buckets, flushes, bucket_flushes, purged, brought, outdone];
         let all = [&counts[..], &more, &rest].concat();
         assert!(all.iter().all(|&count| count > 0), "the seeds miss something: {coverage:?}");
     }
@@ -426,4 +458,19 @@ fn letting_go_of_what_a_scan_can_still_see_is_a_difference() {
     let panic = caught.expect_err("the mutant is noticed");
     let text = panic.downcast_ref::<String>().expect("an assertion with a text");
     assert!(text.starts_with("assertion `left == right` failed: ") && text.contains(COMPARED), "{text}");
+}
+
+/// The mutants store a version whatever is there, and lose the xattrs with the old body.
+#[test]
+fn a_conflict_that_is_not_resolved_and_xattrs_that_are_lost_are_differences() {
+    for mutant in [Mutant::IgnoreConflicts, Mutant::ForgetXattrs] {
+        let caught = catch_unwind(|| {
+            let _mutant = turn_on(mutant);
+            let mut coverage = Coverage::default();
+            (0..20).for_each(|seed| Driver::new(seed, SHORT, &mut coverage).run());
+        });
+        let panic = caught.expect_err("the mutant is noticed");
+        let text = panic.downcast_ref::<String>().expect("an assertion with a text");
+        assert!(text.starts_with("assertion `left == right` failed"), "{mutant:?}: {text}");
+    }
 }

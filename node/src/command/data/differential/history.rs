@@ -8,10 +8,27 @@ use rand::RngExt;
 use rand::rngs::Xoshiro256PlusPlus;
 use ringbase_storage::types::{Cas, ItemMeta, Kind, Seqno};
 
+use crate::protocol::with_meta::{MetaOptions, WithMetaExtras};
+use crate::protocol::xattr::build_section;
 use crate::protocol::{Opcode, Status};
 
 /// 300 bytes that are no number.
 const LONG: &[u8] = &[b'x'; 300];
+/// Xattrs of versions made elsewhere: none, the user's, the system's, both.
+const XATTRS: [&[(&str, &str)]; 4] =
+    [&[], &[("a", "[1]")], &[("_s", "{\"b\":2}")], &[("a", "[1]"), ("_s", "{\"b\":2}")]];
+
+/// The section of `XATTRS[index]`.
+pub(super) fn section_of(index: usize) -> Vec<u8> {
+    if index == 0 { Vec::new() } else { build_section(XATTRS[index].iter().copied()) }
+}
+
+/// What a removal leaves of a section.
+fn outlives(section: &[u8]) -> Vec<u8> {
+    let index = (0..XATTRS.len()).find(|index| section_of(*index) == section).expect("no other was stored");
+    section_of(index & 2)
+}
+
 const VALUES: [&[u8]; 7] = [b"0", b"7", b"{}", b"abc", b"18446744073709551615", b"", LONG];
 
 /// Which CAS a command has.
@@ -36,6 +53,55 @@ pub(super) enum Verb {
     Join { opcode: Opcode, value: &'static [u8], cas: CasChoice },
     Count { opcode: Opcode, delta: u64, initial: u64, expiry: u32 },
     Touch { opcode: Opcode, expiry: u32 },
+    Bring(Bring),
+}
+
+/// A version made elsewhere, as it is to the newest one here.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Bring {
+    pub(super) opcode: Opcode,
+    /// Index of [`XATTRS`].
+    pub(super) xattrs: usize,
+    pub(super) body: &'static [u8],
+    flags: u32,
+    expiry: u32,
+    revid: i64,
+    /// `None` for far ahead of all.
+    cas_step: Option<i64>,
+    options: u32,
+    cas: CasChoice,
+}
+
+impl Bring {
+    fn random(random: &mut Xoshiro256PlusPlus, body: &'static [u8], cas: CasChoice) -> Bring {
+        let opcodes =
+            [Opcode::SET_WITH_META, Opcode::SET_WITH_META, Opcode::ADD_WITH_META, Opcode::DEL_WITH_META];
+        let opcode = opcodes[random.random_range(0..opcodes.len())];
+        Bring {
+            opcode,
+            xattrs: random.random_range(0..XATTRS.len()),
+            body: if opcode == Opcode::DEL_WITH_META { b"" } else { body },
+            flags: random.random_range(0..3),
+            expiry: [0, 0, 2_000_000_000, 2_000_000_001][random.random_range(0..4)],
+            revid: random.random_range(-1..3),
+            cas_step: if random.random_bool(0.3) { None } else { Some(random.random_range(-1..2)) },
+            options: [0, 0, 0, 0x08, 0x0c, 0x10][random.random_range(0..6)],
+            cas,
+        }
+    }
+
+    /// The same, stored whatever is there.
+    pub(super) fn in_any_case(self) -> Bring {
+        Bring { options: self.options | 0x08, ..self }
+    }
+
+    fn kind(self) -> Kind {
+        match (self.opcode, self.options & 0x10) {
+            (Opcode::DEL_WITH_META, 0) => Kind::Deletion,
+            (Opcode::DEL_WITH_META, _) => Kind::Expiration,
+            _ => Kind::Mutation,
+        }
+    }
 }
 
 impl Verb {
@@ -54,7 +120,8 @@ impl Verb {
             18 => 2_592_001,
             _ => 2_000_000_000,
         };
-        match random.random_range(0..100) {
+        match random.random_range(0..112) {
+            100.. => Verb::Bring(Bring::random(random, value, cas)),
             0..8 => Verb::Get,
             8..12 => Verb::GetMeta,
             12..24 => Verb::Lock { seconds: [0, 1, 5, 30, 31][random.random_range(0..5)] },
@@ -82,7 +149,8 @@ impl Verb {
             Verb::Unlock { cas }
             | Verb::Store { cas, .. }
             | Verb::Delete { cas }
-            | Verb::Join { cas, .. } => cas,
+            | Verb::Join { cas, .. }
+            | Verb::Bring(Bring { cas, .. }) => cas,
             Verb::Get | Verb::GetMeta | Verb::Lock { .. } | Verb::Count { .. } | Verb::Touch { .. } => {
                 CasChoice::None
             }
@@ -94,7 +162,9 @@ impl Verb {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Version {
     pub(super) key: Vec<u8>,
+    /// Xattrs and body.
     pub(super) value: Vec<u8>,
+    pub(super) has_xattrs: bool,
     pub(super) flags: u32,
     pub(super) expiry: u32,
     pub(super) kind: Kind,
@@ -104,7 +174,25 @@ pub(super) struct Version {
 impl Version {
     pub(super) fn of(meta: &ItemMeta, key: &[u8], value: &[u8]) -> Version {
         let (flags, expiry, kind, cas) = (meta.flags, meta.expiry, meta.kind, meta.cas);
-        Version { key: key.to_vec(), value: value.to_vec(), flags, expiry, kind, cas }
+        let has_xattrs = meta.datatype & 4 != 0;
+        Version { key: key.to_vec(), value: value.to_vec(), flags, expiry, kind, cas, has_xattrs }
+    }
+
+    fn parts(&self) -> (&[u8], &[u8]) {
+        if !self.has_xattrs {
+            return (&[], &self.value);
+        }
+        let length = u32::from_be_bytes(self.value[..4].try_into().expect("four bytes"));
+        self.value.split_at(length as usize + 4)
+    }
+
+    pub(super) fn body(&self) -> &[u8] {
+        self.parts().1
+    }
+
+    /// The next version with this body, which keeps all else.
+    fn with_body(&self, body: &[u8]) -> Version {
+        Version { value: [self.parts().0, body].concat(), cas: Cas(0), ..self.clone() }
     }
 }
 
@@ -115,6 +203,8 @@ pub(super) enum Change {
     Mutation,
     Deletion,
     Expiration,
+    /// One that was made elsewhere.
+    Foreign,
 }
 
 /// What its answer says beside the status.
@@ -158,6 +248,8 @@ struct Lock {
 #[derive(Debug, Default)]
 pub(super) struct Vbucket {
     versions: Vec<Version>,
+    /// The revision of each, as long as no tombstone is forgotten.
+    revids: Vec<u64>,
     locks: BTreeMap<Vec<u8>, Lock>,
     greatest_cas: Cas,
 }
@@ -225,21 +317,96 @@ impl Vbucket {
 
     /// The version that was just written has this CAS.
     pub(super) fn written(&mut self, seqno: Seqno, version: Version, what: &str) {
-        assert!(version.cas > self.greatest_cas, "{what}");
-        self.greatest_cas = version.cas;
         assert_eq!(seqno, self.high(), "{what}");
         let newest = self.versions.last_mut().expect("it was just written");
+        match newest.cas {
+            Cas(0) => assert!(version.cas > self.greatest_cas, "{what}"),
+            brought => assert_eq!(version.cas, brought, "{what}"),
+        }
+        self.greatest_cas = self.greatest_cas.max(version.cas);
         newest.cas = version.cas;
         assert_eq!(*newest, version, "{what}");
     }
 
+    /// The revision of the newest version of a key, 0 if there is none.
+    pub(super) fn revid(&self, key: &[u8]) -> u64 {
+        self.newest(key).map_or(0, |(seqno, _)| self.revids[seqno.0 as usize - 1])
+    }
+
+    /// The extras of a command that brings a version.
+    pub(super) fn extras_of(&self, key: &[u8], bring: Bring) -> WithMetaExtras {
+        let (near, far) = (self.newest(key).map_or(1000, |(_, version)| version.cas.0), self.greatest_cas.0);
+        let cas = bring.cas_step.map_or(far + (1 << 30), |step| near.saturating_add_signed(step).max(1));
+        WithMetaExtras {
+            flags: bring.flags,
+            expiry: bring.expiry,
+            revid: self.revid(key).saturating_add_signed(bring.revid),
+            cas: Cas(cas),
+            options: Some(MetaOptions::decode(bring.options).expect("they are legal")),
+            meta_bytes: None,
+        }
+    }
+
     fn push(&mut self, version: Version) {
+        self.push_foreign(Version { cas: Cas(0), ..version }, None);
+    }
+
+    fn push_foreign(&mut self, version: Version, revid: Option<u64>) {
         self.locks.remove(&version.key);
+        self.revids.push(revid.unwrap_or(self.revid(&version.key) + 1));
         self.versions.push(version);
     }
 
-    fn bury(&mut self, key: &[u8], kind: Kind, now: u32) {
-        self.push(Version { key: key.to_vec(), value: Vec::new(), flags: 0, expiry: now, kind, cas: Cas(0) });
+    fn bury(&mut self, old: &Version, kind: Kind, now: u32) {
+        let (key, value) = (old.key.clone(), outlives(old.parts().0));
+        let has_xattrs = !value.is_empty();
+        self.push(Version { key, value, has_xattrs, flags: 0, expiry: now, kind, cas: Cas(0) });
+    }
+
+    /// A version made elsewhere; `refused` is what a document that is there says to the CAS of the request.
+    fn bring(
+        &mut self,
+        key: &[u8],
+        bring: Bring,
+        now: u32,
+        is_live: bool,
+        refused: Option<Expected>,
+    ) -> Expected {
+        if bring.opcode == Opcode::ADD_WITH_META && is_live {
+            return Expected::refused(Status::KEY_EEXISTS);
+        }
+        let extras = self.extras_of(key, bring);
+        let kind = bring.kind();
+        let section = section_of(bring.xattrs);
+        if let Some((_, old)) = self.newest(key).filter(|_| bring.options & 0x08 == 0) {
+            let old_expiry = if old.kind.is_deleted() { 0 } else { old.expiry };
+            let old_numbers = [self.revid(key), old.cas.0, old_expiry.into(), old.flags.into()];
+            let numbers = [extras.revid, extras.cas.0, extras.expiry.into(), extras.flags.into()];
+            let compared = if kind.is_deleted() { 2 } else { 4 };
+            let is_better = match numbers[..compared].cmp(&old_numbers[..compared]) {
+                std::cmp::Ordering::Less => false,
+                std::cmp::Ordering::Equal => !section.is_empty() && !old.has_xattrs,
+                std::cmp::Ordering::Greater => true,
+            };
+            if !is_better {
+                return Expected::refused(Status::KEY_EEXISTS);
+            }
+        }
+        if let Some(refused) = refused {
+            return refused;
+        }
+        let is_deletion = kind.is_deleted();
+        let version = Version {
+            key: key.to_vec(),
+            value: [&section[..], bring.body].concat(),
+            has_xattrs: !section.is_empty(),
+            flags: if is_deletion { 0 } else { extras.flags },
+            expiry: if is_deletion && extras.expiry == 0 { now } else { extras.expiry },
+            kind,
+            cas: if bring.options & 0x04 != 0 { Cas(0) } else { extras.cas },
+        };
+        self.push_foreign(version, Some(extras.revid));
+        Expected { change: Change::Foreign, ..Expected::told(Told::Written) }
     }
 
     /// Makes the version that `verb` makes, if any, and says what is answered. CAS are filled in by what the stores say.
@@ -247,9 +414,9 @@ impl Vbucket {
         let is_over = |version: &Version| version.expiry != 0 && version.expiry < now;
         let newest = self.newest(key).map(|(_, version)| version.clone());
         let there = newest.clone().filter(|version| !version.kind.is_deleted());
-        let is_due = there.as_ref().is_some_and(is_over);
+        let due = there.clone().filter(is_over);
         let Some(live) = there.filter(|version| !is_over(version)) else {
-            return self.apply_to_nothing(key, verb, cas, now, newest.is_some(), is_due);
+            return self.apply_to_nothing(key, verb, cas, now, newest.is_some(), due);
         };
         let lock = self.lock(key, now_ns);
         // What every change that must fit a CAS meets first.
@@ -284,21 +451,21 @@ impl Vbucket {
             Verb::Store { opcode: Opcode::ADD, .. } => Expected::refused(Status::KEY_EEXISTS),
             Verb::Store { value, flags, expiry, keep, .. } => refused.unwrap_or_else(|| {
                 let expiry = if keep { live.expiry } else { absolute(expiry, now) };
-                self.push(Version { value: value.to_vec(), flags, expiry, ..live });
+                self.push(Version { flags, expiry, ..live.with_body(value) });
                 mutation(Told::Written)
             }),
             Verb::Delete { .. } => refused.unwrap_or_else(|| {
-                self.bury(key, Kind::Deletion, now);
+                self.bury(&live, Kind::Deletion, now);
                 Expected { change: Change::Deletion, ..Expected::told(Told::Written) }
             }),
             Verb::Join { opcode, value, .. } => refused.unwrap_or_else(|| {
-                let parts =
-                    if opcode == Opcode::APPEND { [&live.value[..], value] } else { [value, &live.value] };
-                self.push(Version { value: parts.concat(), ..live });
+                let old = live.body();
+                let parts = if opcode == Opcode::APPEND { [old, value] } else { [value, old] };
+                self.push(live.with_body(&parts.concat()));
                 mutation(Told::Written)
             }),
             Verb::Count { opcode, delta, .. } => {
-                let text = std::str::from_utf8(&live.value).expect("values are text");
+                let text = std::str::from_utf8(live.body()).expect("values are text");
                 let is_number =
                     (1..=20).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_digit());
                 let Some(old) = text.parse::<u64>().ok().filter(|_| is_number) else {
@@ -308,7 +475,7 @@ impl Vbucket {
                     Opcode::INCREMENT => old.wrapping_add(delta),
                     _ => old.saturating_sub(delta),
                 };
-                self.push(Version { value: number.to_string().into_bytes(), ..live });
+                self.push(live.with_body(number.to_string().as_bytes()));
                 mutation(Told::Number(number))
             }
             Verb::Touch { opcode, expiry } => {
@@ -321,10 +488,11 @@ impl Vbucket {
                 self.push(Version { expiry, ..live });
                 mutation(told)
             }
+            Verb::Bring(bring) => self.bring(key, bring, now, true, refused),
         }
     }
 
-    /// The same if there is no document; `is_due`: one that has expired, which gets its tombstone when a change meets it.
+    /// The same if there is no document; `due`: one that has expired, which gets its tombstone when a change meets it.
     fn apply_to_nothing(
         &mut self,
         key: &[u8],
@@ -332,11 +500,12 @@ impl Vbucket {
         cas: Cas,
         now: u32,
         is_known: bool,
-        is_due: bool,
+        due: Option<Version>,
     ) -> Expected {
         let create = |vbucket: &mut Vbucket, value: &[u8], flags, expiry, told| {
             let (key, value, expiry) = (key.to_vec(), value.to_vec(), absolute(expiry, now));
-            vbucket.push(Version { key, value, flags, expiry, kind: Kind::Mutation, cas: Cas(0) });
+            let (kind, cas, has_xattrs) = (Kind::Mutation, Cas(0), false);
+            vbucket.push(Version { key, value, has_xattrs, flags, expiry, kind, cas });
             Expected { change: Change::Mutation, ..Expected::told(told) }
         };
         let status = match verb {
@@ -353,15 +522,23 @@ impl Vbucket {
             Verb::Count { initial, expiry, .. } if expiry != u32::MAX => {
                 return create(self, initial.to_string().as_bytes(), 0, expiry, Told::Number(initial));
             }
+            Verb::Bring(bring) => {
+                let refused = (cas != Cas(0)).then(|| Expected::refused(Status::KEY_ENOENT));
+                let done = self.bring(key, bring, now, false, refused);
+                if done.status != Status::KEY_ENOENT {
+                    return done;
+                }
+                Status::KEY_ENOENT
+            }
             Verb::Join { .. } => Status::NOT_STORED,
             Verb::Store { .. } | Verb::Delete { .. } | Verb::Count { .. } | Verb::Touch { .. } => {
                 Status::KEY_ENOENT
             }
         };
-        if is_due {
-            self.bury(key, Kind::Expiration, now);
+        if let Some(due) = &due {
+            self.bury(due, Kind::Expiration, now);
         }
-        let change = if is_due { Change::Expiration } else { Change::None };
+        let change = if due.is_some() { Change::Expiration } else { Change::None };
         Expected { change, ..Expected::refused(status) }
     }
 }

@@ -52,11 +52,11 @@ pub(super) struct Pair {
 
 /// A record in bytes: fixed fields, key, value.
 fn encode(out: &mut Vec<u8>, meta: &ItemMeta, key: &[u8], value: &[u8]) {
-    for number in [meta.seqno.0, meta.cas.0, u64::from(meta.flags), u64::from(meta.expiry), key.len() as u64]
-    {
+    let (words, lengths) = ([meta.flags, meta.expiry, meta.datatype.into()], [key.len(), value.len()]);
+    let numbers = [meta.seqno.0, meta.cas.0].into_iter().chain(words.map(u64::from));
+    for number in numbers.chain(lengths.map(|length| length as u64)) {
         out.extend_from_slice(&number.to_be_bytes());
     }
-    out.extend_from_slice(&(value.len() as u64).to_be_bytes());
     out.extend_from_slice(key);
     out.extend_from_slice(value);
 }
@@ -65,14 +65,15 @@ fn encode(out: &mut Vec<u8>, meta: &ItemMeta, key: &[u8], value: &[u8]) {
 fn decode(mut bytes: &[u8]) -> Vec<(Seqno, Version)> {
     let mut all = Vec::new();
     while !bytes.is_empty() {
-        let (fields, rest) = bytes.split_first_chunk::<48>().expect("a whole record");
+        let (fields, rest) = bytes.split_first_chunk::<56>().expect("a whole record");
         let number =
             |index: usize| u64::from_be_bytes(fields[8 * index..][..8].try_into().expect("eight bytes"));
-        let (key, rest) = rest.split_at(number(4) as usize);
-        let (value, rest) = rest.split_at(number(5) as usize);
-        let (flags, expiry) = (number(2) as u32, number(3) as u32);
+        let (key, rest) = rest.split_at(number(5) as usize);
+        let (value, rest) = rest.split_at(number(6) as usize);
+        let (flags, expiry, has_xattrs) = (number(2) as u32, number(3) as u32, number(4) & 4 != 0);
         let (key, value) = (key.to_vec(), value.to_vec());
-        let version = Version { key, value, flags, expiry, kind: Kind::Mutation, cas: Cas(number(1)) };
+        let (kind, cas) = (Kind::Mutation, Cas(number(1)));
+        let version = Version { key, value, flags, expiry, kind, cas, has_xattrs };
         all.push((Seqno(number(0)), version));
         bytes = rest;
     }

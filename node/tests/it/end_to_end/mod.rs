@@ -19,3 +19,4 @@ mod scans;
 mod seqnos;
 mod tracing;
 mod vbuckets;
+mod xattrs;

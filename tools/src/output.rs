@@ -9,6 +9,7 @@ use std::io::{self, BufWriter, StdoutLock, Write};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use ringbase::protocol::Datatype;
+use ringbase::protocol::xattr::{Pair, Section};
 use serde_json::{Map, Value};
 
 use crate::failure::Failure;
@@ -37,8 +38,15 @@ pub(crate) fn put_bytes(object: &mut Map<String, Value>, name: &str, bytes: &[u8
     };
 }
 
-/// Adds a document's value: JSON as JSON, else as [`put_bytes`] does.
+/// Adds a document's value: xattrs as an object of their own, JSON as JSON, else as [`put_bytes`] does.
 pub(crate) fn put_value(object: &mut Map<String, Value>, datatype: Datatype, value: &[u8]) {
+    let (datatype, value) = match Section::split(value) {
+        Ok((section, body)) if datatype.without(Datatype::JSON) == Datatype::XATTR => {
+            object.insert("xattrs".to_owned(), xattrs(section).into());
+            (datatype.without(Datatype::XATTR), body)
+        }
+        _ => (datatype, value),
+    };
     let is_plain = datatype.without(Datatype::JSON) == Datatype::RAW;
     if datatype.contains(Datatype::JSON)
         && is_plain
@@ -50,6 +58,15 @@ pub(crate) fn put_value(object: &mut Map<String, Value>, datatype: Datatype, val
     } else {
         object.insert("value_base64".to_owned(), STANDARD.encode(value).into());
     }
+}
+
+/// What a section says; a value that is not JSON as text.
+fn xattrs(section: Section<'_>) -> Map<String, Value> {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let pair = |pair: Pair<'_>| {
+        (text(pair.key), serde_json::from_slice(pair.value).unwrap_or_else(|_| text(pair.value).into()))
+    };
+    section.pairs().filter_map(Result::ok).map(pair).collect()
 }
 
 /// The names of datatype bits.
@@ -103,6 +120,7 @@ pub(crate) fn megabytes_per_second(bytes: u64, seconds: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ringbase::protocol::xattr::build_section;
 
     fn object(build: impl FnOnce(&mut Map<String, Value>)) -> String {
         let mut map = Map::new();
@@ -124,6 +142,9 @@ mod tests {
         let both = Datatype(Datatype::JSON.0 | Datatype::SNAPPY.0);
         assert!(object(|map| put_value(map, both, value)).starts_with(r#"{"value_base64":"#));
         assert_eq!(datatype_names(both), ["json", "snappy"]);
+        let rich = [&build_section([("a", "{\"b\":1}"), ("_c", "x")])[..], value].concat();
+        let shown = object(|map| put_value(map, Datatype::JSON | Datatype::XATTR, &rich));
+        assert_eq!(shown, r#"{"value":{"a":[1]},"xattrs":{"_c":"x","a":{"b":1}}}"#);
     }
 
     #[test]

@@ -69,11 +69,22 @@ pub(crate) enum Policy {
     FailNewData,
 }
 
+/// Which of two versions that were made in two places stays.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Resolution {
+    Seqno,
+    Lww,
+    Custom,
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct BucketSettingsArgs {
     /// In memory and on disk, or in memory only
     #[arg(long = "type", value_name = "TYPE")]
     kind: Option<Kind>,
+    /// Which of two versions that were made in two places stays: the one with more changes or the later one [default: seqno]
+    #[arg(long, value_name = "WAY")]
+    conflict_resolution: Option<Resolution>,
     /// Most memory for its documents, at least 1MiB [default: all that the node has for documents]
     #[arg(long, value_name = "SIZE")]
     quota: Option<ByteSize>,
@@ -104,6 +115,11 @@ impl BucketSettingsArgs {
             Kind::Persistent => "persistent",
             Kind::Ephemeral => "ephemeral",
         });
+        let resolution = self.conflict_resolution.map(|way| match way {
+            Resolution::Seqno => "seqno",
+            Resolution::Lww => "lww",
+            Resolution::Custom => "custom",
+        });
         let policy = self.full_policy.map(|policy| match policy {
             Policy::AutoDelete => "auto_delete",
             Policy::FailNewData => "fail_new_data",
@@ -111,6 +127,7 @@ impl BucketSettingsArgs {
         let bytes = |size: Option<ByteSize>| size.map(|size| size.0.to_string());
         let settings = [
             ("bucket_type", kind.map(str::to_owned)),
+            ("conflict_resolution_type", resolution.map(str::to_owned)),
             ("max_size", bytes(self.quota)),
             ("max_ttl", self.max_ttl.map(|seconds| seconds.to_string())),
             ("max_item_size", bytes(self.max_item_size)),
@@ -151,6 +168,7 @@ mod tests {
             text(&["--quota", "2MiB", "--type", "persistent"]),
             "bucket_type=persistent;max_size=2097152"
         );
+        assert_eq!(text(&["--conflict-resolution", "lww"]), "conflict_resolution_type=lww");
         let ephemeral = ["--type", "ephemeral", "--full-policy", "fail-new-data", "--purge-age", "-1"];
         assert_eq!(
             text(&ephemeral),

@@ -87,7 +87,8 @@ fn find_flips(seed: u64) -> u64 {
     sim.block_on(async {
         for vb in 0..VBUCKETS {
             let view = shard.vbucket(BUCKET, VbId(vb)).unwrap().open_view().await.unwrap();
-            check_view(&view, &model.borrow()[vb as usize], &mut random).await;
+            let known = model.borrow()[vb as usize].clone();
+            check_view(&view, &known, &mut random).await;
         }
     });
     let (at, before) = flip(&disk, &mut random);

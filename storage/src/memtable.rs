@@ -23,12 +23,12 @@ use crate::format::index::DeathMark;
 use crate::format::manifest_record::VbCounts;
 use crate::item::Item;
 use crate::seqlist::{BatchLimits, Progress, RangeReader};
-use crate::types::Seqno;
+use crate::types::{Former, Seqno};
 
 #[derive(Debug)]
 struct Entry {
     item: Item,
-    former: Seqno,
+    former: Former,
 }
 
 impl Borrow<[u8]> for Entry {
@@ -75,8 +75,8 @@ pub struct Memtable {
 }
 
 impl Memtable {
-    /// Takes a version in that replaces the one with the seqno `former` (0 for none), and whose log record begins at or behind `position`.
-    pub fn insert(&mut self, item: Item, mut former: Seqno, position: u64) {
+    /// Takes a version in that replaces `former`, and whose log record begins at or behind `position`.
+    pub fn insert(&mut self, item: Item, mut former: Former, position: u64) {
         self.first_position.get_or_insert(position);
         if self.by_key.is_empty() {
             self.first = item.seqno();
@@ -88,8 +88,8 @@ impl Memtable {
             former = old.former;
             self.bytes -= old.item.resident_bytes();
             self.record_bytes -= crate::format::seqlog_block::seqlog_record_len(&old.item);
-        } else if former != Seqno(0) {
-            self.superseded.insert(former);
+        } else if former.seqno != Seqno(0) {
+            self.superseded.insert(former.seqno);
         }
         self.by_key.insert(Entry { item, former });
     }
@@ -161,9 +161,13 @@ impl Memtable {
     /// Which older records these versions make dead, in the order of the dead.
     #[must_use]
     pub fn marks(&self) -> Vec<DeathMark> {
-        let marks = self.by_key.iter().filter(|entry| entry.former != Seqno(0));
-        let mut marks: Vec<DeathMark> =
-            marks.map(|entry| DeathMark { dead: entry.former, by: entry.item.seqno() }).collect();
+        let entries = self.by_key.iter().filter(|entry| entry.former.seqno != Seqno(0));
+        let mark = |Entry { item, former }: &Entry| DeathMark {
+            dead: former.seqno,
+            by: item.seqno(),
+            bytes: former.bytes,
+        };
+        let mut marks: Vec<DeathMark> = entries.map(mark).collect();
         marks.sort_unstable_by_key(|mark| mark.dead);
         marks
     }
@@ -249,19 +253,23 @@ mod tests {
         test_item(key.as_bytes(), seqno, Kind::Mutation, b"v")
     }
 
+    fn former(seqno: u64) -> Former {
+        Former { seqno: Seqno(seqno), live: true, bytes: 100 + seqno as u32 }
+    }
+
     #[test]
     fn an_overwritten_key_stays_once_and_marks_what_lies_outside() {
         let (mut table, mut versions) = (Memtable::default(), Versions::new(Seqno(9)));
         for (seqno, key, former) in [(10, "b", 4), (11, "a", 0), (12, "b", 10), (13, "a", 11)] {
             versions.take(&item(seqno, key), Seqno(former));
         }
-        table.insert(item(10, "b"), Seqno(4), 7);
-        table.insert(item(11, "a"), Seqno(0), 8);
-        table.insert(item(12, "b"), Seqno(10), 9);
-        table.insert(item(13, "a"), Seqno(11), 9);
+        table.insert(item(10, "b"), former(4), 7);
+        table.insert(item(11, "a"), Former::default(), 8);
+        table.insert(item(12, "b"), former(10), 9);
+        table.insert(item(13, "a"), former(11), 9);
         let keys: Vec<_> = table.iter().map(|item| (item.key().to_vec(), item.seqno().0)).collect();
         assert_eq!(keys, [(b"a".to_vec(), 13), (b"b".to_vec(), 12)]);
-        assert_eq!(table.marks(), [DeathMark { dead: Seqno(4), by: Seqno(12) }]);
+        assert_eq!(table.marks(), [DeathMark { dead: Seqno(4), by: Seqno(12), bytes: 104 }]);
         assert_eq!(table.first_position(), Some(7));
         assert_eq!(table.at_or_after(b"a", true).unwrap().key(), b"b");
         assert_eq!(table.bytes(), table.iter().map(|item| item.resident_bytes()).sum::<usize>());
@@ -280,9 +288,9 @@ mod tests {
     #[test]
     fn what_lies_outside_is_superseded_by_the_first_version_that_replaced_it() {
         let mut table = Memtable::default();
-        table.insert(item(10, "b"), Seqno(4), 7);
-        table.insert(item(11, "a"), Seqno(0), 8);
-        table.insert(item(12, "b"), Seqno(10), 9);
+        table.insert(item(10, "b"), former(4), 7);
+        table.insert(item(11, "a"), Former::default(), 8);
+        table.insert(item(12, "b"), former(10), 9);
         let superseded = (0..20).filter(|seqno| table.supersedes(Seqno(*seqno)));
         assert!(superseded.eq([4]));
     }

@@ -130,6 +130,8 @@ pub struct Former {
     pub seqno: Seqno,
     /// Whether the key had a value then.
     pub live: bool,
+    /// Bytes of its record in the seqlog; 0 if nobody knows, as of one that the log speaks of.
+    pub bytes: u32,
 }
 
 /// One entry of a failover log: the branch `uuid` began at `seqno`.

@@ -148,7 +148,7 @@ mod tests {
             kind: Kind::Expiration,
         };
         let item = Item::new(meta, b"\x00key", b"value");
-        let former = Former { seqno: Seqno(4), live: true };
+        let former = Former { seqno: Seqno(4), live: true, bytes: 0 };
         let mut bytes = Vec::new();
         encode_wal_record(&mut bytes, BucketId(2), VbId(1023), &item, former);
         assert_eq!(bytes.len(), wal_record_len(&item));

@@ -17,7 +17,7 @@ use super::report::{
 use super::source::{Blocks, Trouble};
 use super::{InspectOptions, damage_at};
 use crate::format::block::{BLOCK_HEADER_BYTES, BlockIdentity, BlockType, open_block};
-use crate::format::index::{KeyFence, SeqlogFence, decode_marks, decode_run_index, decode_seqlog_fences};
+use crate::format::index::{KeyFence, SeqlogFence, decode_marks, decode_run_index, decode_seqlog_index};
 use crate::format::key_block::{KeyPart, meta_at, put_leb128};
 use crate::format::manifest_record::{Extent, MarksDesc, RunDesc, SegmentDesc, VbState};
 use crate::format::seqlog_block::SeqlogBlock;
@@ -262,7 +262,7 @@ impl<'a> Objects<'a> {
             omitted: 0,
         };
         let index = self.payload(desc.id, BlockType::SeqlogIndex, desc.index);
-        let fences = match index.and_then(|payload| Ok(decode_seqlog_fences(&payload)?)) {
+        let (fences, _) = match index.and_then(|payload| Ok(decode_seqlog_index(&payload)?)) {
             Ok(fences) => fences,
             Err(error) => {
                 let what = self.name("index of segment", desc.id);

@@ -13,31 +13,25 @@
 //! Cost: finding a seqno is two binary searches and one block; testing a mark is O(log recent marks), usually O(1).
 //! Does not know: keys' order, the memtable.
 
+mod deaths;
 mod writer;
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
 use std::rc::Rc;
 
+pub use deaths::Amount;
 pub use writer::{SegmentWriter, write_marks};
 
+use self::deaths::Deaths;
 use crate::cache::{Block, Shape};
 use crate::extent::{Extents, Space};
 use crate::format::block::{BlockIdentity, BlockType};
-use crate::format::index::{DeathMark, SeqlogFence, decode_marks, decode_seqlog_fences};
+use crate::format::index::{DeathMark, SegmentTotals, SeqlogFence, decode_marks, decode_seqlog_index};
 use crate::format::manifest_record::{MarksDesc, SegmentDesc};
 use crate::format::seqlog_block::SeqlogBlock;
+use crate::io::BLOCK_BYTES;
 use crate::reader::{BlockAt, ReadError, damaged, read_uncached};
 use crate::types::Seqno;
-
-#[derive(Debug, Default)]
-struct Deaths {
-    /// One bit a seqno from the segment's first on: dead for everyone.
-    all: Vec<u64>,
-    dead: u64,
-    /// Dead only for those who end at or after the superseding seqno.
-    recent: BTreeMap<Seqno, Seqno>,
-}
 
 /// What one flush appended.
 #[derive(Debug)]
@@ -45,6 +39,7 @@ pub struct Segment {
     desc: SegmentDesc,
     identity: BlockIdentity,
     fences: Vec<SeqlogFence>,
+    totals: SegmentTotals,
     deaths: RefCell<Deaths>,
     extents: Extents,
 }
@@ -62,12 +57,25 @@ impl Segment {
         let identity = BlockIdentity { object: desc.id, kind: BlockType::SeqlogIndex, ..identity };
         let at = BlockAt { identity, place: desc.index.start, blocks: desc.index.blocks };
         let (bytes, payload) = read_uncached(space, &at).await?;
-        let fences =
-            decode_seqlog_fences(&bytes[payload]).map_err(|source| damaged(space, at.place, source))?;
+        let decoded = decode_seqlog_index(&bytes[payload]);
+        let (fences, totals) = decoded.map_err(|source| damaged(space, at.place, source))?;
+        let payload_bytes = fences.iter().map(|fence| (fence.blocks as usize * BLOCK_BYTES) as u64).sum();
+        let totals = totals.unwrap_or(SegmentTotals { record_bytes: payload_bytes, settled: Seqno(0) });
         let mut list = desc.extents.clone();
         list.push(desc.index);
         let extents = Extents::named(space.clone(), list);
-        Ok(Segment { desc, identity, fences, deaths: RefCell::default(), extents })
+        Ok(Segment::new(desc, identity, fences, totals, extents))
+    }
+
+    fn new(
+        desc: SegmentDesc,
+        identity: BlockIdentity,
+        fences: Vec<SeqlogFence>,
+        totals: SegmentTotals,
+        extents: Extents,
+    ) -> Segment {
+        let deaths = RefCell::new(Deaths::new(desc.first, desc.last, desc.records));
+        Segment { desc, identity, fences, totals, deaths, extents }
     }
 
     /// What the manifest says of it.
@@ -108,61 +116,91 @@ impl Segment {
         (fence.first <= seqno).then_some(fence)
     }
 
-    /// Marks a record dead: for everyone if `for_all`, else for those who end at or after `mark.by`.
+    /// Marks a record dead: for everyone if `for_all`, else for those who end at or after `mark.by`. A mark of a record that the segment does not have
+    /// any more changes nothing.
     pub fn mark(&self, mark: DeathMark, for_all: bool) {
+        if mark.by <= self.totals.settled {
+            return;
+        }
+        let bytes = if mark.bytes == 0 { self.record_bytes_mean() } else { mark.bytes };
         let deaths = &mut *self.deaths.borrow_mut();
         if for_all {
-            self.set_bit(deaths, mark.dead);
+            deaths.add(mark.dead, bytes);
         } else {
-            deaths.recent.insert(mark.dead, mark.by);
+            deaths.add_recent(mark.dead, mark.by, bytes);
         }
     }
 
-    fn set_bit(&self, deaths: &mut Deaths, dead: Seqno) {
-        let bit = (dead.0 - self.desc.first.0) as usize;
-        if deaths.all.is_empty() {
-            deaths.all = vec![0; (self.desc.last.0 - self.desc.first.0) as usize / 64 + 1];
-        }
-        let word = &mut deaths.all[bit / 64];
-        deaths.dead += u64::from(*word & 1 << (bit % 64) == 0);
-        *word |= 1 << (bit % 64);
+    fn record_bytes_mean(&self) -> u32 {
+        (self.totals.record_bytes / self.desc.records.max(1)) as u32
     }
 
     /// Marks that every live view (the lowest ends at `lowest_end`) sees become bits.
     pub fn settle_marks(&self, lowest_end: Seqno) {
-        let deaths = &mut *self.deaths.borrow_mut();
-        let settled: Vec<Seqno> =
-            deaths.recent.iter().filter(|(_, by)| **by <= lowest_end).map(|(dead, _)| *dead).collect();
-        for dead in settled {
-            deaths.recent.remove(&dead);
-            self.set_bit(deaths, dead);
-        }
+        self.deaths.borrow_mut().settle(lowest_end);
     }
 
     /// Whether the record is dead for a reader that ends at `end`.
     #[inline]
     #[must_use]
     pub fn is_dead(&self, seqno: Seqno, end: Seqno) -> bool {
-        let deaths = self.deaths.borrow();
-        let bit = (seqno.0 - self.desc.first.0) as usize;
-        if deaths.all.get(bit / 64).is_some_and(|word| word & 1 << (bit % 64) != 0) {
-            return true;
-        }
-        !deaths.recent.is_empty() && deaths.recent.get(&seqno).is_some_and(|by| *by <= end)
+        self.deaths.borrow().is_dead(seqno, end)
     }
 
     /// Records that are dead, for some reader or for all.
     #[must_use]
     pub fn dead_records(&self) -> u64 {
-        let deaths = self.deaths.borrow();
-        deaths.dead + deaths.recent.len() as u64
+        let (dead, recent) = self.deaths.borrow().amounts();
+        dead.records + recent.records
+    }
+
+    /// How much of it is in use.
+    #[must_use]
+    pub fn usage(&self) -> SegmentUsage {
+        let (dead, recent) = self.deaths.borrow().amounts();
+        let blocks: u64 = self.desc.extents.iter().map(|extent| u64::from(extent.blocks)).sum();
+        let device_bytes = (blocks + u64::from(self.desc.index.blocks)) * BLOCK_BYTES as u64;
+        let all = Amount { records: self.desc.records, bytes: self.totals.record_bytes };
+        SegmentUsage { device_bytes, all, dead, recent }
     }
 
     /// Resident bytes: fences and marks.
     #[must_use]
     pub fn resident_bytes(&self) -> usize {
-        let deaths = self.deaths.borrow();
-        self.fences.len() * size_of::<SeqlogFence>() + deaths.all.len() * 8 + deaths.recent.len() * 32
+        self.fences.len() * size_of::<SeqlogFence>() + self.deaths.borrow().resident_bytes()
+    }
+}
+
+/// How much of a segment is in use. Bytes are exact but for records whose length nobody knew when they died: versions that a version replaced which was
+/// replayed from the log. Those count with the mean of their segment.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct SegmentUsage {
+    /// Bytes of its blocks, index included.
+    pub device_bytes: u64,
+    /// Its records.
+    pub all: Amount,
+    /// Those that are dead for everyone.
+    pub dead: Amount,
+    /// Those that are dead, but not for the readers of some live view.
+    pub recent: Amount,
+}
+
+impl SegmentUsage {
+    /// Counts another one, too.
+    pub fn add(&mut self, other: &SegmentUsage) {
+        self.device_bytes += other.device_bytes;
+        self.all += other.all;
+        self.dead += other.dead;
+        self.recent += other.recent;
+    }
+
+    /// Records that a reader who comes now would see.
+    #[must_use]
+    pub fn live(&self) -> Amount {
+        Amount {
+            records: self.all.records.saturating_sub(self.dead.records + self.recent.records),
+            bytes: self.all.bytes.saturating_sub(self.dead.bytes + self.recent.bytes),
+        }
     }
 }
 

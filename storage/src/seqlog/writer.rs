@@ -2,14 +2,13 @@
 //!
 //! Does not know: where the documents come from.
 
-use std::cell::RefCell;
 use std::io;
 use std::rc::Rc;
 
 use super::Segment;
 use crate::extent::{ExtentWriter, Extents, Space};
 use crate::format::block::{BlockIdentity, BlockType};
-use crate::format::index::{DeathMark, SeqlogFence, encode_marks, encode_seqlog_fences};
+use crate::format::index::{DeathMark, SegmentTotals, SeqlogFence, encode_marks, encode_seqlog_index};
 use crate::format::manifest_record::{MarksDesc, SegmentDesc};
 use crate::format::seqlog_block::{SeqlogBlockBuilder, seqlog_record_len};
 use crate::io::BLOCK_BYTES;
@@ -23,6 +22,7 @@ pub struct SegmentWriter {
     writer: ExtentWriter,
     builder: SeqlogBlockBuilder,
     fences: Vec<SeqlogFence>,
+    totals: SegmentTotals,
     expected_blocks: u32,
 }
 
@@ -36,6 +36,7 @@ impl SegmentWriter {
             identity: BlockIdentity { object: id, kind: BlockType::Seqlog, ..identity },
             builder: SeqlogBlockBuilder::default(),
             fences: Vec::new(),
+            totals: SegmentTotals::default(),
             expected_blocks: (expected_bytes / BLOCK_BYTES) as u32 + 2,
         }
     }
@@ -45,9 +46,11 @@ impl SegmentWriter {
     /// # Errors
     /// Of allocation or writing.
     pub async fn push(&mut self, item: &Item) -> io::Result<()> {
-        if !self.builder.fits(seqlog_record_len(item)) {
+        let record_len = seqlog_record_len(item);
+        if !self.builder.fits(record_len) {
             self.seal_block().await?;
         }
+        self.totals.record_bytes += record_len as u64;
         self.builder.push(self.identity.vb, item);
         Ok(())
     }
@@ -74,7 +77,7 @@ impl SegmentWriter {
             self.seal_block().await?;
         }
         let blocks = self.writer.finish().await?;
-        let payload = encode_seqlog_fences(&self.fences);
+        let payload = encode_seqlog_index(&self.fences, Some(self.totals));
         let identity = BlockIdentity { kind: BlockType::SeqlogIndex, ..self.identity };
         let index = write_object_block(&self.space, &identity, self.fences.len() as u32, &payload).await?;
         let desc = SegmentDesc {
@@ -86,8 +89,7 @@ impl SegmentWriter {
             extents: blocks.list().to_vec(),
         };
         let extents = join(&self.space, blocks, index);
-        let (identity, fences) = (self.identity, self.fences);
-        Ok(Rc::new(Segment { desc, identity, fences, deaths: RefCell::default(), extents }))
+        Ok(Rc::new(Segment::new(desc, self.identity, self.fences, self.totals, extents)))
     }
 }
 

@@ -221,7 +221,7 @@ pub(super) async fn open(
         let flushed = state.vbuckets.get(&(record.bucket, record.vb)).map(|vb| vb.counts.flushed_seqno);
         let flushed = flushed.ok_or_else(|| invalid("vbucket", u64::from(record.vb.0), "in the manifest"))?;
         if record.meta.seqno > flushed {
-            let former = Former { seqno: record.former, live: record.former_live };
+            let former = Former { seqno: record.former, live: record.former_live, bytes: 0 };
             let item = Item::new(record.meta, record.key, record.value);
             records.push((position, OwnedRecord { bucket: record.bucket, vb: record.vb, item, former }));
         }

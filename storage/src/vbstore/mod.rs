@@ -43,6 +43,7 @@ use crate::item::Item;
 use crate::memtable::Memtable;
 use crate::reader::ReadError;
 use crate::run::{Run, filter_hash};
+use crate::seqlog::SegmentUsage;
 use crate::shard::{BucketMemory, ShardCore, VbRole};
 use crate::sync::Event;
 use crate::types::{BucketId, Cas, Collection, FailoverEntry, Seqno, VbId, VbUuid};
@@ -121,6 +122,16 @@ pub struct VbStats {
     pub segments: u64,
     /// Bytes on disk: seqlog, runs, indexes, marks.
     pub disk_bytes: u64,
+    /// Bytes of the seqlog's blocks, indexes included.
+    pub seqlog_bytes: u64,
+    /// Records in it that a reader who comes now would see.
+    pub live_records: u64,
+    /// Bytes of the records in it that a reader who comes now would see.
+    pub live_bytes: u64,
+    /// Bytes of the records in it that are dead.
+    pub dead_bytes: u64,
+    /// Of these: bytes of records that live views may still see.
+    pub kept_bytes: u64,
     /// Live views.
     pub views: u64,
 }
@@ -410,6 +421,8 @@ impl VbStore {
             .sum();
         let runs_bytes: usize = version.runs.iter().map(|run: &Rc<Run>| run.resident_bytes()).sum();
         let segments_bytes: usize = version.segments.iter().map(|segment| segment.resident_bytes()).sum();
+        let mut seqlog = SegmentUsage::default();
+        version.segments.iter().for_each(|segment| seqlog.add(&segment.usage()));
         VbStats {
             items: state.counts.items.saturating_sub(state.collections.hidden_items()),
             tombstones: state.counts.tombstones,
@@ -427,6 +440,11 @@ impl VbStore {
             runs: version.runs.len() as u64,
             segments: version.segments.len() as u64,
             disk_bytes: (disk_blocks + state.marks_bytes) * crate::io::BLOCK_BYTES as u64,
+            seqlog_bytes: seqlog.device_bytes,
+            live_records: seqlog.live().records,
+            live_bytes: seqlog.live().bytes,
+            dead_bytes: seqlog.all.bytes - seqlog.live().bytes,
+            kept_bytes: seqlog.recent.bytes,
             views: state.views.iter().filter(|view| view.strong_count() > 0).count() as u64,
         }
     }

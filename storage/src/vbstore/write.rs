@@ -6,6 +6,7 @@ use std::rc::Rc;
 
 use super::{Found, VbStore};
 use crate::collections::Replaced;
+use crate::format::seqlog_block::seqlog_record_len;
 use crate::format::wal_record::WAL_RECORD_BYTES;
 use crate::item::{Item, VALUE_BYTES_MAX};
 use crate::shard::BucketMemory;
@@ -147,7 +148,11 @@ impl VbStore {
         }
         let state = &mut *self.state.borrow_mut();
         let former = match found {
-            Found::Version(item) => Former { seqno: item.seqno(), live: !item.is_deleted() },
+            Found::Version(item) => Former {
+                seqno: item.seqno(),
+                live: !item.is_deleted(),
+                bytes: seqlog_record_len(item) as u32,
+            },
             Found::Absent => Former::default(),
         };
         let replaced = found.live().map(|item| (item.key().len() + item.value().len()) as u64);
@@ -204,7 +209,9 @@ impl VbStore {
         }
         // A version that was flushed is not read for its length.
         let known = state.table.get(item.key()).filter(|old| old.seqno() == former.seqno);
-        let replaced = known.map(|old| (old.key().len() + old.value().len()) as u64);
+        let replaced = known.as_ref().map(|old| (old.key().len() + old.value().len()) as u64);
+        let bytes = known.map_or(0, |old| seqlog_record_len(&old) as u32);
+        let former = Former { bytes, ..former };
         state.take_unflushed(&self.memory, &item, former, replaced, position);
         self.persisted.set(state.high);
         Ok(())
@@ -227,7 +234,7 @@ impl super::State {
         position: u64,
     ) {
         let before = self.active.bytes();
-        self.active.insert(item.clone(), former.seqno, position);
+        self.active.insert(item.clone(), former, position);
         memory.add_memtable(self.active.bytes() as i64 - before as i64);
         self.take(memory, item, former, replaced);
     }

@@ -6,8 +6,7 @@ use ringbase_storage::format::batch::{BATCH_HEADER_BYTES, Log, peek_batch, verif
 use ringbase_storage::format::block::{BlockIdentity, BlockType, open_block, peek_block};
 use ringbase_storage::format::crc32c;
 use ringbase_storage::format::index::{
-    decode_marks, decode_run_index, decode_seqlog_fences, encode_marks, encode_run_index,
-    encode_seqlog_fences,
+    decode_marks, decode_run_index, decode_seqlog_index, encode_marks, encode_run_index, encode_seqlog_index,
 };
 use ringbase_storage::format::key_block::{KeyPart, meta_at};
 use ringbase_storage::format::manifest_record::Record;
@@ -165,8 +164,9 @@ pub(crate) fn seqlog_block(bytes: &[u8]) {
 
 /// The payloads of a seqlog index, of a mark block and of a run index.
 pub(crate) fn index(bytes: &[u8]) {
-    if let Ok(fences) = decode_seqlog_fences(bytes) {
-        assert_eq!(decode_seqlog_fences(&encode_seqlog_fences(&fences)).as_ref(), Ok(&fences));
+    if let Ok((fences, totals)) = decode_seqlog_index(bytes) {
+        let encoded = encode_seqlog_index(&fences, totals);
+        assert_eq!(decode_seqlog_index(&encoded), Ok((fences.clone(), totals)));
         assert!(fences.windows(2).all(|pair| pair[0].last < pair[1].first));
     }
     if let Ok(marks) = decode_marks(bytes) {

@@ -19,6 +19,7 @@ mod interleaved_runs;
 mod long_reads;
 mod range_reads;
 mod real_ring;
+mod reclaim;
 mod ring;
 mod scan_speed;
 mod scrub;

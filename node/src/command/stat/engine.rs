@@ -103,6 +103,8 @@ fn general(engine: &Engine, query: &StatQuery, part: &mut StatPart) {
         part.sum("run_merges", metrics.merges.get());
         part.sum("scrub_damaged", metrics.scrub_damaged.get());
         part.sum("manifest_changes", stats.manifest_changes);
+        part.sum("data_file_bytes", stats.space.file_bytes);
+        part.sum("data_free_bytes", stats.space.free_bytes);
     }
     // The cache belongs to the core, all its shards show the same one.
     if let Some(shard) = engine.shards().first() {
@@ -159,6 +161,10 @@ fn general(engine: &Engine, query: &StatQuery, part: &mut StatPart) {
         part.sum("seqlist_stale_metadata_bytes", versions.stale_meta_bytes);
         part.sum("ep_diskqueue_memory", stats.memtable_bytes);
         part.sum("ep_db_data_size", stats.disk_bytes);
+        part.sum("seqlog_bytes", stats.seqlog_bytes);
+        part.sum("seqlog_live_bytes", stats.live_bytes);
+        part.sum("seqlog_dead_bytes", stats.dead_bytes);
+        part.sum("seqlog_kept_bytes", stats.kept_bytes);
         part.sum("key_runs", stats.runs);
         part.sum("seqlog_segments", stats.segments);
         part.sum("views", stats.views);
@@ -199,6 +205,10 @@ fn details(store: &VbStore, state: VbucketState, stats: &VbStats, part: &mut Sta
         ("max_visible_seqno", stats.high_seqno.0),
         ("max_cas", stats.max_cas.0),
         ("db_data_size", stats.disk_bytes),
+        ("seqlog_bytes", stats.seqlog_bytes),
+        ("seqlog_live_bytes", stats.live_bytes),
+        ("seqlog_dead_bytes", stats.dead_bytes),
+        ("seqlog_kept_bytes", stats.kept_bytes),
         ("key_runs", stats.runs),
         ("seqlog_segments", stats.segments),
         ("views", stats.views),

@@ -71,6 +71,8 @@ pub enum Admission {
     Evict,
     /// A scan: only if there is free room.
     FreeRoom,
+    /// A reader who comes once, before the block goes: nothing is kept for it.
+    Never,
 }
 
 /// Which block: the data file (numbered by the core) and the place in it.
@@ -152,6 +154,9 @@ impl BlockCache {
         let inner = &mut *self.inner.borrow_mut();
         let len = block.bytes.len();
         let block = Rc::new(block);
+        if admission == Admission::Never {
+            return block;
+        }
         inner.remove(key);
         if admission == Admission::Evict && len <= inner.bytes_max {
             inner.make_room(len);

@@ -4,8 +4,11 @@
 //! ranges: dropping the last owner of a range that no manifest names gives it back. [`ExtentWriter`] fills ranges with
 //! sealed blocks and keeps several writes under way.
 //!
+//! A full disk can always be compacted: a reserve of free blocks ([`Space::reserve_blocks`]) is given only to what makes room in the end.
+//!
 //! Invariants
 //! - A block is free or owned, never both. What the manifest names is never given away.
+//! - New data leaves the reserve free, and upkeep leaves half of it to the manifest.
 //! - A range is given back only when no write to it is under way.
 //!
 //! Cost: an allocation is O(free ranges), first fit; giving back is O(log n).
@@ -47,6 +50,11 @@ impl FreeMap {
         Some(start)
     }
 
+    /// The longest free range, if it has `blocks` at least.
+    fn longest(&self, blocks: u64) -> Option<u64> {
+        self.ranges.values().copied().max().filter(|len| *len >= blocks)
+    }
+
     fn give(&mut self, mut start: u64, mut len: u64) {
         self.free += len;
         if let Some((&before, &before_len)) = self.ranges.range(..=start).next_back() {
@@ -85,6 +93,20 @@ impl FreeMap {
     }
 }
 
+/// What blocks are wanted for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// New data: leaves the reserve free.
+    Data,
+    /// Rewriting and merging, which make room in the end: leaves half of the reserve free.
+    Upkeep,
+    /// The manifest, without which nothing goes on.
+    Manifest,
+}
+
+/// Least and greatest reserve, in blocks; between them it is a sixteenth of the file.
+const RESERVE_BLOCKS: (u64, u64) = (64, 16 << 10);
+
 /// How full a data file is, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 pub struct SpaceStats {
@@ -92,6 +114,8 @@ pub struct SpaceStats {
     pub file_bytes: u64,
     /// Bytes not owned by anything.
     pub free_bytes: u64,
+    /// Of these: bytes that only rewriting, merges and the manifest may take.
+    pub reserve_bytes: u64,
 }
 
 /// The space of one data file. Shared by all that write to it.
@@ -158,7 +182,17 @@ impl Space {
     #[must_use]
     pub fn stats(&self) -> SpaceStats {
         let block = BLOCK_BYTES as u64;
-        SpaceStats { file_bytes: self.end.get() * block, free_bytes: self.free.borrow().free * block }
+        SpaceStats {
+            file_bytes: self.end.get() * block,
+            free_bytes: self.free.borrow().free * block,
+            reserve_bytes: self.reserve_blocks() * block,
+        }
+    }
+
+    /// Free blocks that only upkeep may take.
+    #[must_use]
+    pub fn reserve_blocks(&self) -> u64 {
+        (self.end.get() / 16).clamp(RESERVE_BLOCKS.0, RESERVE_BLOCKS.1)
     }
 
     /// Marks a range as owned that a manifest names. False if it is not free or not in the file: two owners.
@@ -171,9 +205,9 @@ impl Space {
     ///
     /// # Errors
     /// `StorageFull`, or what growing met.
-    pub async fn allocate(&self, blocks: u32) -> io::Result<Extent> {
+    pub async fn allocate(&self, blocks: u32, purpose: Purpose) -> io::Result<Extent> {
         loop {
-            if let Some(start) = self.free.borrow_mut().take(u64::from(blocks)) {
+            if let Some(start) = self.take(u64::from(blocks), purpose) {
                 return Ok(Extent { start, blocks });
             }
             let seen = self.end.get();
@@ -185,6 +219,32 @@ impl Space {
                 self.free.borrow_mut().give(seen, end - seen);
             }
         }
+    }
+
+    /// A contiguous range of `wanted` blocks; where there is none and the file cannot grow, one of `blocks` at least.
+    ///
+    /// # Errors
+    /// `StorageFull`, or what growing met.
+    async fn allocate_up_to(&self, blocks: u32, wanted: u32, purpose: Purpose) -> io::Result<Extent> {
+        match self.allocate(wanted.max(blocks), purpose).await {
+            Err(error) if error.kind() == io::ErrorKind::StorageFull => {
+                let longest = self.free.borrow().longest(u64::from(blocks)).map_or(blocks, |len| len as u32);
+                let taken = self.take(u64::from(longest), purpose).map(|start| (start, longest));
+                let least = || Some((self.take(u64::from(blocks), purpose)?, blocks));
+                taken.or_else(least).map(|(start, blocks)| Extent { start, blocks }).ok_or(error)
+            }
+            answer => answer,
+        }
+    }
+
+    fn take(&self, blocks: u64, purpose: Purpose) -> Option<u64> {
+        let reserve = match purpose {
+            Purpose::Data => self.reserve_blocks(),
+            Purpose::Upkeep => self.reserve_blocks() / 2,
+            Purpose::Manifest => 0,
+        };
+        let mut free = self.free.borrow_mut();
+        if free.free < blocks + reserve { None } else { free.take(blocks) }
     }
 
     fn give_back(&self, extent: Extent) {
@@ -220,9 +280,27 @@ impl Extents {
         &self.list
     }
 
+    /// The first `blocks` of a single fresh range; the rest is given back.
+    #[must_use]
+    pub(crate) fn shortened(mut self, blocks: u32) -> Extents {
+        let range = &mut self.list[0];
+        if range.blocks > blocks {
+            let rest = Extent { start: range.start + u64::from(blocks), blocks: range.blocks - blocks };
+            range.blocks = blocks;
+            self.space.give_back(rest);
+        }
+        self
+    }
+
     /// A durable manifest names them from now on, or no longer does.
     pub fn set_named(&self, named: bool) {
         self.named.set(named);
+    }
+
+    /// Whether a durable manifest names them.
+    #[must_use]
+    pub fn is_named(&self) -> bool {
+        self.named.get()
     }
 }
 
@@ -245,6 +323,7 @@ struct Chunk {
 /// Fills fresh ranges with sealed blocks, in order, several writes at a time.
 pub struct ExtentWriter {
     space: Rc<Space>,
+    purpose: Purpose,
     extents: Vec<Extent>,
     chunk: Option<Chunk>,
     under_way: VecDeque<LocalFuture<'static, io::Result<DmaBuffer>>>,
@@ -253,8 +332,8 @@ pub struct ExtentWriter {
 impl ExtentWriter {
     /// A writer into `space`.
     #[must_use]
-    pub fn new(space: Rc<Space>) -> ExtentWriter {
-        ExtentWriter { space, extents: Vec::new(), chunk: None, under_way: VecDeque::new() }
+    pub fn new(space: Rc<Space>, purpose: Purpose) -> ExtentWriter {
+        ExtentWriter { space, purpose, extents: Vec::new(), chunk: None, under_way: VecDeque::new() }
     }
 
     /// Room for one sealed block of `blocks`, contiguous: its place, and the bytes to fill, zeroed. `expected` says how many blocks
@@ -266,7 +345,14 @@ impl ExtentWriter {
         let fits = self.chunk.as_ref().is_some_and(|chunk| chunk.used + blocks <= chunk.extent.blocks);
         if !fits {
             self.write_chunk().await?;
-            let extent = self.space.allocate(blocks.max(expected.min(CHUNK_BLOCKS))).await?;
+            let wanted = expected.min(CHUNK_BLOCKS);
+            let extent = match self.space.allocate_up_to(blocks, wanted, self.purpose).await {
+                Ok(extent) => extent,
+                Err(error) => {
+                    self.wait_all().await;
+                    return Err(error);
+                }
+            };
             let buffer = self.space.device.buffer(extent.blocks as usize * BLOCK_BYTES);
             self.chunk = Some(Chunk { extent, buffer, used: 0 });
         }
@@ -296,10 +382,24 @@ impl ExtentWriter {
     }
 
     async fn wait_one(&mut self) -> io::Result<()> {
-        if let Some(write) = self.under_way.pop_front() {
-            write.await?;
+        let Some(write) = self.under_way.pop_front() else { return Ok(()) };
+        let written = write.await.map(drop);
+        if written.is_err() {
+            self.wait_all().await;
         }
-        Ok(())
+        written
+    }
+
+    /// Waits until no write is under way, however they end.
+    async fn wait_all(&mut self) {
+        while let Some(write) = self.under_way.pop_front() {
+            let _ = write.await;
+        }
+    }
+
+    /// Gives up: the ranges are given back once no write to them is under way.
+    pub async fn abort(mut self) {
+        self.wait_all().await;
     }
 
     /// Waits until all is written (not synced) and returns the ranges.
@@ -309,7 +409,8 @@ impl ExtentWriter {
     pub async fn finish(mut self) -> io::Result<Extents> {
         let mut result = self.write_chunk().await;
         while !self.under_way.is_empty() {
-            result = result.and(self.wait_one().await);
+            let one = self.wait_one().await;
+            result = result.and(one);
         }
         let extents = Extents::fresh(self.space.clone(), std::mem::take(&mut self.extents));
         result.map(|()| extents)
@@ -318,7 +419,7 @@ impl ExtentWriter {
 
 impl Drop for ExtentWriter {
     fn drop(&mut self) {
-        // A write under way may still land: what it covers stays owned until the next start. An aborted flush is rare.
+        // A write under way may still land: what it covers stays owned until the next start. Only a task that is dropped comes here with one.
         if self.under_way.is_empty() {
             for extent in self.extents.drain(..) {
                 self.space.give_back(extent);

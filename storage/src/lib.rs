@@ -15,6 +15,7 @@ pub mod cache;
 #[cfg(all(test, any(loom, shuttle)))]
 mod checking;
 pub mod collections;
+pub mod compaction;
 pub mod env;
 pub mod epoch;
 pub mod extent;

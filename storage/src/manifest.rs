@@ -7,24 +7,27 @@
 //! - A change is applied to the state in memory only when it is durable.
 //! - One change at a time. After a failed write the shard has failed: the manifest on disk may be either.
 //! - The old area is given back only when both superblock slots name the new one.
+//! - Room for the next area is kept while there is any, so that a full disk does not fail the shard.
 //!
 //! Does not know: what runs and segments contain.
 
+mod state;
+
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
 use std::io;
 use std::rc::Rc;
 
-use crate::extent::{Extents, Space};
+pub use self::state::ManifestState;
+use self::state::invalid;
+use crate::extent::{Extents, Purpose, Space};
 use crate::format::FormatError;
 use crate::format::batch::{
     BATCH_HEADER_BYTES, BatchHeader, Log, batch_blocks, peek_batch, seal_batch, verify_batch,
 };
-use crate::format::manifest_record::{BucketDesc, CollectionsDesc, Extent, Record, VbState};
-use crate::format::superblock::{Geometry, SUPERBLOCK_SLOTS, Superblock};
+use crate::format::manifest_record::{Extent, Record};
+use crate::format::superblock::{FIRST_DATA_BLOCK, Geometry, SUPERBLOCK_SLOTS, Superblock};
 use crate::io::{BLOCK_BYTES, Device};
 use crate::sync::Lock;
-use crate::types::{BucketId, VbId};
 
 /// Smallest manifest area, in blocks.
 const AREA_BLOCKS_MIN: u64 = 16;
@@ -79,149 +82,6 @@ impl ManifestError {
             _ => None,
         })
     }
-}
-
-/// Everything the manifest says.
-#[derive(Debug, Default, Clone, PartialEq, Eq)]
-pub struct ManifestState {
-    /// Next object id.
-    pub next_object: u64,
-    /// Replay begins here.
-    pub wal_tail: u64,
-    /// Generation of the log at its last opening.
-    pub wal_generation: u64,
-    /// Whether the shard was closed cleanly and not opened since.
-    pub closed: bool,
-    /// Highest number that a bucket ever had.
-    pub bucket_max: BucketId,
-    /// Buckets.
-    pub buckets: BTreeMap<BucketId, BucketDesc>,
-    /// Vbuckets.
-    pub vbuckets: BTreeMap<(BucketId, VbId), VbState>,
-    /// Of vbuckets that were deleted: where the records begin that are not of the one that is gone.
-    pub log_from: BTreeMap<(BucketId, VbId), u64>,
-}
-
-impl ManifestState {
-    /// Applies one change.
-    ///
-    /// # Errors
-    /// `Invalid`: it changes what does not exist.
-    pub fn apply(&mut self, record: Record) -> Result<(), FormatError> {
-        match record {
-            Record::Checkpoint { next_object } => {
-                *self = ManifestState { next_object, ..ManifestState::default() };
-            }
-            Record::Opened { wal_generation } => {
-                self.wal_generation = wal_generation;
-                self.closed = false;
-            }
-            Record::Closed => self.closed = true,
-            Record::WalTail { position } => {
-                self.wal_tail = position;
-                self.log_from.retain(|_, from| *from > position);
-            }
-            Record::Bucket(bucket) => {
-                self.bucket_max = self.bucket_max.max(bucket.id);
-                self.buckets.insert(bucket.id, bucket);
-            }
-            Record::BucketGone { bucket } => {
-                self.bucket_max = self.bucket_max.max(bucket);
-                self.buckets.remove(&bucket);
-                self.vbuckets.retain(|(of, _), _| *of != bucket);
-                self.log_from.retain(|(of, _), _| *of != bucket);
-            }
-            Record::Vbucket(state) => {
-                self.vbuckets.insert((state.bucket, state.vb), *state);
-            }
-            Record::Role { bucket, vb, state, topology, log } => {
-                let vbucket = self.vbucket(bucket, vb)?;
-                (vbucket.state, vbucket.topology, vbucket.failover_log) = (state, topology, log);
-            }
-            Record::VbucketGone { bucket, vb, log_from } => {
-                self.vbuckets.remove(&(bucket, vb));
-                self.log_from.insert((bucket, vb), log_from);
-            }
-            Record::Failover { bucket, vb, log } => self.vbucket(bucket, vb)?.failover_log = log,
-            Record::Flush { bucket, vb, counts, segment, run, marks } => {
-                self.next_object = self.next_object.max(segment.id.max(run.id) + 1);
-                let state = self.vbucket(bucket, vb)?;
-                state.counts = counts;
-                state.segments.push(segment);
-                state.runs.push(run);
-                state.marks.extend(marks);
-            }
-            Record::Merge { bucket, vb, removed, run } => {
-                self.next_object = self.next_object.max(run.id + 1);
-                let state = self.vbucket(bucket, vb)?;
-                let at = state.runs.iter().position(|old| removed.contains(&old.id));
-                let before = state.runs.len();
-                state.runs.retain(|old| !removed.contains(&old.id));
-                if state.runs.len() + removed.len() != before {
-                    return Err(invalid("removed run", removed.len() as u64, "a run of the vbucket"));
-                }
-                state.runs.insert(at.unwrap_or(0).min(state.runs.len()), run);
-            }
-            Record::Collections { bucket, vb, desc } => self.vbucket(bucket, vb)?.collections = desc,
-        }
-        Ok(())
-    }
-
-    fn vbucket(&mut self, bucket: BucketId, vb: VbId) -> Result<&mut VbState, FormatError> {
-        let number = u64::from(bucket.0) << 16 | u64::from(vb.0);
-        self.vbuckets.get_mut(&(bucket, vb)).ok_or_else(|| invalid("vbucket", number, "created before"))
-    }
-
-    /// Whether a record of the log at `position` is of a vbucket, or of a bucket, that was deleted.
-    #[must_use]
-    pub fn is_gone(&self, bucket: BucketId, vb: VbId, position: u64) -> bool {
-        let is_before = self.log_from.get(&(bucket, vb)).is_some_and(|from| position < *from);
-        is_before || bucket <= self.bucket_max && !self.buckets.contains_key(&bucket)
-    }
-
-    /// The records that give exactly this state.
-    #[must_use]
-    pub fn checkpoint(&self) -> Vec<Record> {
-        let mut records = vec![
-            Record::Checkpoint { next_object: self.next_object },
-            Record::Opened { wal_generation: self.wal_generation },
-            Record::WalTail { position: self.wal_tail },
-        ];
-        if self.closed {
-            records.push(Record::Closed);
-        }
-        if !self.buckets.contains_key(&self.bucket_max) && self.bucket_max != BucketId(0) {
-            records.push(Record::BucketGone { bucket: self.bucket_max });
-        }
-        records.extend(self.buckets.values().cloned().map(Record::Bucket));
-        let gone = self.log_from.iter();
-        records.extend(gone.map(|(&(bucket, vb), &log_from)| Record::VbucketGone { bucket, vb, log_from }));
-        for vbucket in self.vbuckets.values() {
-            let (bucket, vb, desc) = (vbucket.bucket, vbucket.vb, vbucket.collections.clone());
-            records.push(Record::Vbucket(Box::new(vbucket.clone())));
-            if !vbucket.topology.is_empty() {
-                records.push(vbucket.role());
-            }
-            if desc != CollectionsDesc::default() {
-                records.push(Record::Collections { bucket, vb, desc });
-            }
-        }
-        records
-    }
-
-    /// Every range that the vbuckets own.
-    pub fn extents(&self) -> impl Iterator<Item = Extent> + '_ {
-        self.vbuckets.values().flat_map(|state| {
-            let runs = state.runs.iter().flat_map(|run| run.extents.iter().copied().chain([run.index]));
-            let segments =
-                state.segments.iter().flat_map(|one| one.extents.iter().copied().chain([one.index]));
-            runs.chain(segments).chain(state.marks.iter().map(|marks| marks.block))
-        })
-    }
-}
-
-fn invalid(field: &'static str, found: u64, rule: &'static str) -> FormatError {
-    FormatError::Invalid { what: "manifest", field, found, rule }
 }
 
 /// Blocks of the area that a checkpoint of so many blocks begins.
@@ -384,6 +244,8 @@ pub struct Manifest {
     state: RefCell<ManifestState>,
     superblock: Cell<Superblock>,
     area: RefCell<Option<Extents>>,
+    /// Where the next checkpoint goes, if it fits there.
+    spare: RefCell<Option<Extents>>,
     head: Cell<u64>,
     previous_crc: Cell<u32>,
     changing: Lock,
@@ -417,6 +279,7 @@ impl Manifest {
             state: RefCell::new(state),
             superblock: Cell::new(superblock),
             area: RefCell::default(),
+            spare: RefCell::default(),
             head: Cell::new(0),
             previous_crc: Cell::new(0),
             changing: Lock::default(),
@@ -444,6 +307,7 @@ impl Manifest {
         }
         let manifest = Manifest {
             area: RefCell::new(Some(Extents::named(space.clone(), vec![area]))),
+            spare: RefCell::default(),
             space,
             state: RefCell::new(loaded.state),
             superblock: Cell::new(superblock),
@@ -476,6 +340,14 @@ impl Manifest {
         self.superblock.get()
     }
 
+    /// Blocks of the data file that it names, its own area, the next one and those kept for superblocks included.
+    #[must_use]
+    pub fn named_blocks(&self) -> u64 {
+        let named: u64 = self.state.borrow().extents().map(|extent| u64::from(extent.blocks)).sum();
+        let spare = self.spare.borrow().as_ref().map_or(0, |spare| u64::from(spare.list()[0].blocks));
+        named + u64::from(self.superblock.get().manifest_blocks) + spare + FIRST_DATA_BLOCK
+    }
+
     /// Changes and checkpoints written since it was opened.
     #[must_use]
     pub fn written(&self) -> (u64, u64) {
@@ -501,6 +373,7 @@ impl Manifest {
     /// `Io`: the shard has failed, the manifest on disk may be either.
     pub async fn commit(&self, records: Vec<Record>) -> Result<(), ManifestError> {
         let _changing = self.changing.lock().await;
+        self.keep_spare().await;
         let payload = encode(&records);
         let blocks = batch_blocks(payload.len());
         if self.head.get() + blocks > u64::from(self.superblock.get().manifest_blocks) {
@@ -512,6 +385,18 @@ impl Manifest {
         self.write_batch(superblock.manifest_start, superblock.manifest_generation, &payload).await?;
         self.commits.set(self.commits.get() + 1);
         self.apply(records)
+    }
+
+    /// Keeps room for the next area, twice as long as this one or, where there is not so much, as long.
+    async fn keep_spare(&self) {
+        let area = self.superblock.get().manifest_blocks;
+        for blocks in [area.saturating_mul(2), area] {
+            if self.spare.borrow().is_none()
+                && let Ok(spare) = self.space.allocate(blocks, Purpose::Manifest).await
+            {
+                self.spare.replace(Some(Extents::fresh(self.space.clone(), vec![spare])));
+            }
+        }
     }
 
     fn apply(&self, records: Vec<Record>) -> Result<(), ManifestError> {
@@ -554,9 +439,18 @@ impl Manifest {
         let payload = encode(&self.state.borrow().checkpoint());
         let device = self.space.device();
         let blocks = area_blocks(batch_blocks(payload.len())) as u32;
-        let area = self.space.allocate(blocks).await;
-        let area = area.map_err(|source| io_error(device, "allocate in", device.len_bytes(), source))?;
-        let extents = Extents::fresh(self.space.clone(), vec![area]);
+        let spare = self.spare.take().filter(|spare| spare.list()[0].blocks >= blocks);
+        let extents = match spare {
+            Some(spare) => spare,
+            None => {
+                let area = self.space.allocate(blocks, Purpose::Manifest).await;
+                let area =
+                    area.map_err(|source| io_error(device, "allocate in", device.len_bytes(), source))?;
+                Extents::fresh(self.space.clone(), vec![area])
+            }
+        };
+        let extents = extents.shortened(blocks);
+        let area = extents.list()[0];
         // The area may hold an older manifest's batches. Their generations differ, but zeroes leave no doubt.
         let base = area.start * BLOCK_BYTES as u64;
         let zeroes = device.write(base, device.buffer(area.blocks as usize * BLOCK_BYTES)).await;
@@ -578,6 +472,8 @@ impl Manifest {
         if let Some(old) = old {
             old.set_named(false);
         }
+        // Before anything else takes what has just become free.
+        self.keep_spare().await;
         self.checkpoints.set(self.checkpoints.get() + 1);
         Ok(())
     }
@@ -604,8 +500,9 @@ mod tests {
     use super::*;
     use crate::cache::BlockCache;
     use crate::env::sim::SimExecutor;
+    use crate::format::manifest_record::{BucketDesc, VbState};
     use crate::io::sim::SimDisk;
-    use crate::types::{FailoverEntry, Seqno, ShardId, VbUuid};
+    use crate::types::{BucketId, FailoverEntry, Seqno, ShardId, VbId, VbUuid};
 
     const GEOMETRY: Geometry = Geometry {
         shard: ShardId(0),

@@ -20,6 +20,12 @@ pub enum Mutant {
     NoNewBranch,
     /// A flush commits no death marks.
     NoDeathMarks,
+    /// Views are moved to rewritten segments, whether they see the same there or not.
+    ReclaimUnderViews,
+    /// Rewritten segments are committed without syncing the data file first (G1).
+    NoReclaimSync,
+    /// Marks that arrive while a segment is rewritten do not come to the new one.
+    LoseArrivingMarks,
     /// What readers may still look at is freed at once (G17).
     FreeWithoutGrace,
     /// A version is published without ordering what was written before it (G17).

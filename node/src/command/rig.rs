@@ -13,7 +13,7 @@ use ringbase_storage::env::sim::SimExecutor;
 use ringbase_storage::format::manifest_record::BucketDesc;
 use ringbase_storage::format::superblock::Geometry;
 use ringbase_storage::io::sim::SimDisk;
-use ringbase_storage::shard::{FormatOptions, RecoveryReport, Shard, ShardOptions, format};
+use ringbase_storage::shard::{FormatOptions, ReclaimOptions, RecoveryReport, Shard, ShardOptions, format};
 use ringbase_storage::types::{BucketId, Cas, ShardId, VbId};
 use ringbase_storage::vbstore::VbStore;
 
@@ -198,6 +198,7 @@ impl Rig {
             window_versions_max: 8192,
             scrub_period_seconds: 0,
             scrub_bytes_per_second: 0,
+            reclaim: ReclaimOptions::UNPACED,
         };
         let (wal, data) = (disk.open("wal"), disk.open("data"));
         let opened = Shard::open(sim.env(), wal, data, BlockCache::new(1 << 20), shard_options);

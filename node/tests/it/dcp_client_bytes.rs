@@ -37,7 +37,7 @@ use ringbase_storage::env::sim::SimExecutor;
 use ringbase_storage::format::manifest_record::BucketDesc;
 use ringbase_storage::format::superblock::Geometry;
 use ringbase_storage::io::sim::SimDisk;
-use ringbase_storage::shard::{FormatOptions, Home, Shard, ShardOptions, format};
+use ringbase_storage::shard::{FormatOptions, Home, ReclaimOptions, Shard, ShardOptions, format};
 use ringbase_storage::types::{BucketId, Kind, ShardId, VbId};
 use ringbase_storage::vbstore::{NewVersion, VbStore};
 
@@ -81,6 +81,7 @@ impl World {
                 window_versions_max: 60,
                 scrub_period_seconds: 0,
                 scrub_bytes_per_second: 0,
+                reclaim: ReclaimOptions::UNPACED,
             };
             let (wal, data) = (disk.open("wal"), disk.open("data"));
             let (shard, _) =

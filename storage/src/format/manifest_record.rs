@@ -42,7 +42,7 @@ pub struct RunDesc {
     pub extents: Vec<Extent>,
 }
 
-/// What one flush appended to a seqlog.
+/// What one flush appended to a seqlog, or what was made of such.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct SegmentDesc {
     /// Object id, unique in the shard.
@@ -62,7 +62,7 @@ pub struct SegmentDesc {
 /// A block of death marks.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct MarksDesc {
-    /// Object id: that of the segment whose flush found them.
+    /// Object id: that of the segment whose flush found them; one of its own if marks were written again.
     pub id: u64,
     /// Marks inside.
     pub marks: u64,
@@ -205,6 +205,21 @@ pub enum Record {
         removed: Vec<u64>,
         /// What stands in their place.
         run: RunDesc,
+    },
+    /// Neighbouring segments became one, or nothing, without the records that were dead; or marks were written again.
+    Reclaim {
+        /// Whose.
+        bucket: BucketId,
+        /// Which.
+        vb: VbId,
+        /// Ids of the segments that went, neighbours in their order.
+        removed: Vec<u64>,
+        /// What stands in their place; none if nothing in them was live.
+        segment: Option<SegmentDesc>,
+        /// Ids of the marks that went.
+        marks_removed: Vec<u64>,
+        /// What stands in their place.
+        marks: Vec<MarksDesc>,
     },
     /// The collections of a vbucket; follows the flush that they are as of.
     Collections {
@@ -600,6 +615,18 @@ impl Record {
                 out.put_u16(vb.0);
                 out.put_u64(*log_from);
             }
+            Record::Reclaim { bucket, vb, removed, segment, marks_removed, marks } => {
+                out.put_u8(14);
+                out.put_u32(bucket.0);
+                out.put_u16(vb.0);
+                put_list(out, removed, |id, out| out.put_u64(*id));
+                out.put_u8(u8::from(segment.is_some()));
+                if let Some(segment) = segment {
+                    segment.put(out);
+                }
+                put_list(out, marks_removed, |id, out| out.put_u64(*id));
+                put_list(out, marks, MarksDesc::put);
+            }
         }
     }
 
@@ -659,7 +686,18 @@ impl Record {
                 vb: VbId(reader.u16("vbucket")?),
                 log_from: reader.place("log position")?,
             },
-            _ => return Err(reader.invalid("tag", u64::from(tag), "1..=13")),
+            14 => Record::Reclaim {
+                bucket: BucketId(reader.u32("bucket")?),
+                vb: VbId(reader.u16("vbucket")?),
+                removed: list(reader, 8, |reader| reader.u64("segment id"))?,
+                segment: match reader.u8("segment")? {
+                    0 => None,
+                    _ => Some(SegmentDesc::read(reader)?),
+                },
+                marks_removed: list(reader, 8, |reader| reader.u64("marks id"))?,
+                marks: list(reader, 28, MarksDesc::read)?,
+            },
+            _ => return Err(reader.invalid("tag", u64::from(tag), "1..=14")),
         })
     }
 
@@ -678,111 +716,4 @@ impl Record {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn examples() -> Vec<Record> {
-        let extent = Extent { start: 20, blocks: 3 };
-        let run = RunDesc {
-            id: 4,
-            records: 10,
-            tombstones: 1,
-            key_bytes: 100,
-            last: Seqno(12),
-            index: extent,
-            extents: vec![extent, Extent { start: 50, blocks: 1 }],
-        };
-        let segment = SegmentDesc {
-            id: 5,
-            first: Seqno(1),
-            last: Seqno(12),
-            records: 10,
-            index: extent,
-            extents: vec![extent],
-        };
-        let marks = MarksDesc { id: 5, marks: 2, block: extent };
-        let counts = VbCounts { flushed_seqno: Seqno(12), items: 9, ..VbCounts::default() };
-        let log = vec![FailoverEntry { uuid: VbUuid(77), seqno: Seqno(0) }];
-        let (bucket, vb) = (BucketId(1), VbId(3));
-        vec![
-            Record::Checkpoint { next_object: 9 },
-            Record::Opened { wal_generation: 2 },
-            Record::Closed,
-            Record::WalTail { position: 900 },
-            Record::Bucket(BucketDesc {
-                id: bucket,
-                uuid: 1 << 100,
-                name: "b".into(),
-                config: String::new(),
-            }),
-            Record::Vbucket(Box::new(VbState {
-                bucket,
-                vb,
-                state: 1,
-                topology: String::new(),
-                failover_log: log.clone(),
-                counts,
-                runs: vec![run.clone()],
-                segments: vec![segment.clone()],
-                marks: vec![marks.clone()],
-                collections: CollectionsDesc::default(),
-            })),
-            Record::Role { bucket, vb, state: 2, topology: "[[\"a\"]]".into(), log: log.clone() },
-            Record::VbucketGone { bucket, vb, log_from: 700 },
-            Record::Failover { bucket, vb, log },
-            Record::Flush { bucket, vb, counts, segment, run: run.clone(), marks: Some(marks) },
-            Record::Merge { bucket, vb, removed: vec![1, 2], run },
-            Record::BucketGone { bucket },
-            Record::Collections {
-                bucket,
-                vb,
-                desc: CollectionsDesc {
-                    collections: vec![
-                        Collection { items: 5, bytes: 70, ..Collection::default() },
-                        Collection {
-                            id: u32::MAX,
-                            created: Seqno(3),
-                            dropped: Seqno(9),
-                            high_seqno: Seqno(9),
-                            ..Collection::default()
-                        },
-                    ],
-                    scopes: vec![Scope::default(), Scope { id: 8, created: Seqno(2), dropped: Seqno(0) }],
-                },
-            },
-        ]
-    }
-
-    #[test]
-    fn every_record_reads_back() {
-        let mut bytes = Vec::new();
-        for record in examples() {
-            record.encode(&mut bytes);
-        }
-        assert_eq!(Record::decode_all(&bytes).unwrap(), examples());
-    }
-
-    /// What a vbucket is to its clients is never guessed.
-    #[test]
-    fn a_state_that_no_vbucket_has_is_refused() {
-        let log = vec![FailoverEntry { uuid: VbUuid(77), seqno: Seqno(0) }];
-        for state in [0, 5, 255] {
-            let (bucket, vb, log) = (BucketId(1), VbId(3), log.clone());
-            let mut bytes = Vec::new();
-            Record::Role { bucket, vb, state, topology: String::new(), log }.encode(&mut bytes);
-            let decoded = Record::decode_all(&bytes);
-            assert!(matches!(decoded, Err(FormatError::Invalid { field: "state", .. })), "{decoded:?}");
-        }
-    }
-
-    #[test]
-    fn no_cut_of_a_record_is_taken() {
-        for record in examples() {
-            let mut bytes = Vec::new();
-            record.encode(&mut bytes);
-            for len in 1..bytes.len() {
-                assert!(Record::decode_all(&bytes[..len]).is_err(), "{record:?} cut at {len}");
-            }
-        }
-    }
-}
+mod tests;

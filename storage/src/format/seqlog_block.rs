@@ -126,6 +126,25 @@ impl SeqlogBlockBuilder {
         out.put_bytes(item.value());
     }
 
+    /// Appends a record as it is stored elsewhere; its seqno is above all before.
+    ///
+    /// # Panics
+    /// If the seqno does not rise.
+    pub fn push_record(&mut self, record: &SeqlogRecord<'_>) {
+        let seqno = record.meta.seqno;
+        assert!(seqno > self.last || self.is_empty(), "seqno {seqno} after {}", self.last);
+        if self.is_empty() {
+            self.first = seqno;
+        }
+        self.last = seqno;
+        self.places.push(self.records.len() as u32);
+        let out = &mut self.records;
+        out.put_u32((RECORD_PREFIX_BYTES + record.frame.len()) as u32);
+        out.put_u8(record.meta.kind as u8);
+        out.put_bytes(&[0; 3]);
+        out.put_bytes(record.frame);
+    }
+
     /// Device blocks the block takes.
     #[must_use]
     pub fn blocks(&self) -> u32 {
@@ -256,6 +275,12 @@ fn be_u32(bytes: &[u8], at: usize) -> u32 {
 }
 
 impl<'a> SeqlogRecord<'a> {
+    /// Bytes it takes in a block, its place included.
+    #[must_use]
+    pub fn stored_len(&self) -> usize {
+        RECORD_PREFIX_BYTES + self.frame.len() + 4
+    }
+
     /// Decodes the record at the front of `bytes`.
     ///
     /// # Errors
@@ -353,9 +378,14 @@ mod tests {
             let record = block.record(&out, index).unwrap();
             assert_eq!((record.meta, record.key, record.value), (item.meta(), item.key(), item.value()));
             assert_eq!(record.frame[0], 0x80);
+            assert_eq!(record.stored_len(), seqlog_record_len(item));
+            builder.push_record(&record);
             assert_eq!(block.find(&out, item.seqno()).unwrap().unwrap().key, item.key());
             assert_eq!(block.find(&out, Seqno(item.seqno().0 + 1)).unwrap(), None);
         }
+        let mut copy = vec![0; builder.blocks() as usize * BLOCK_BYTES];
+        builder.seal(&identity(), 20, &mut copy);
+        assert_eq!(copy, out, "a record that is copied is the same");
     }
 
     #[test]

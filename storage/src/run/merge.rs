@@ -10,7 +10,7 @@ use std::rc::Rc;
 
 use super::{Cursor, ReadAhead, Run, RunWriter};
 use crate::env::Env;
-use crate::extent::Space;
+use crate::extent::{Purpose, Space};
 use crate::format::block::BlockIdentity;
 use crate::io::BLOCK_BYTES;
 use crate::reader::ReadError;
@@ -39,9 +39,18 @@ pub async fn merge_runs(
     runs: &[Rc<Run>],
 ) -> Result<Rc<Run>, MergeError> {
     let blocks: u32 = runs.iter().flat_map(|run| &run.desc().extents).map(|extent| extent.blocks).sum();
-    let mut writer = RunWriter::new(space.clone(), identity, id, blocks as usize * BLOCK_BYTES);
+    let mut writer =
+        RunWriter::new(space.clone(), Purpose::Upkeep, identity, id, blocks as usize * BLOCK_BYTES);
     let ahead = ReadAhead { parts: 2, metas: true };
-    let mut cursors: Vec<Cursor> = runs.iter().map(|run| Cursor::new(run.clone(), &[], ahead)).collect();
+    let cursors: Vec<Cursor> = runs.iter().map(|run| Cursor::new(run.clone(), &[], ahead)).collect();
+    if let Err(error) = merge_into(env, cursors, &mut writer).await {
+        writer.abort().await;
+        return Err(error);
+    }
+    Ok(writer.finish().await?)
+}
+
+async fn merge_into(env: &Env, mut cursors: Vec<Cursor>, writer: &mut RunWriter) -> Result<(), MergeError> {
     let mut key = Vec::new();
     loop {
         let mut newest: Option<usize> = None;
@@ -68,7 +77,7 @@ pub async fn merge_runs(
         }
         env.relax().await;
     }
-    Ok(writer.finish().await?)
+    Ok(())
 }
 
 /// Prefix and logical key; comparing the pair compares the whole key, as prefixes are prefix-free.

@@ -8,7 +8,7 @@ use std::rc::Rc;
 
 use super::filter::filter_hash;
 use super::{Filter, Run};
-use crate::extent::{ExtentWriter, Extents, Space};
+use crate::extent::{ExtentWriter, Extents, Purpose, Space};
 use crate::format::block::{
     BLOCK_HEADER_BYTES, BlockHeader, BlockIdentity, BlockType, blocks_for, seal_block,
 };
@@ -21,6 +21,7 @@ use crate::types::Seqno;
 /// See the module.
 pub struct RunWriter {
     space: Rc<Space>,
+    purpose: Purpose,
     identity: BlockIdentity,
     writer: ExtentWriter,
     builder: KeyBlockBuilder,
@@ -35,7 +36,13 @@ pub struct RunWriter {
 impl RunWriter {
     /// A writer of run `id`. `expected_bytes` of key and metadata parts are expected in all.
     #[must_use]
-    pub fn new(space: Rc<Space>, identity: BlockIdentity, id: u64, expected_bytes: usize) -> RunWriter {
+    pub fn new(
+        space: Rc<Space>,
+        purpose: Purpose,
+        identity: BlockIdentity,
+        id: u64,
+        expected_bytes: usize,
+    ) -> RunWriter {
         let desc = RunDesc {
             id,
             records: 0,
@@ -46,8 +53,9 @@ impl RunWriter {
             extents: Vec::new(),
         };
         RunWriter {
-            writer: ExtentWriter::new(space.clone()),
+            writer: ExtentWriter::new(space.clone(), purpose),
             space,
+            purpose,
             identity: BlockIdentity { object: id, kind: BlockType::Keys, ..identity },
             builder: KeyBlockBuilder::default(),
             first_key: Box::default(),
@@ -82,6 +90,11 @@ impl RunWriter {
         Ok(())
     }
 
+    /// Gives up: the blocks are given back once no write to them is under way.
+    pub async fn abort(self) {
+        self.writer.abort().await;
+    }
+
     async fn seal_part(&mut self) -> io::Result<()> {
         let (key_blocks, meta_blocks) = self.builder.blocks();
         let records_before: u64 = self.fences.iter().map(|fence| u64::from(fence.records)).sum();
@@ -112,7 +125,9 @@ impl RunWriter {
         let filter = Filter::build(&self.hashes);
         let payload = encode_run_index(&self.fences, &filter.encode());
         let identity = BlockIdentity { kind: BlockType::RunIndex, ..self.identity };
-        let index = write_object_block(&self.space, &identity, self.fences.len() as u32, &payload).await?;
+        let index =
+            write_object_block(&self.space, self.purpose, &identity, self.fences.len() as u32, &payload)
+                .await?;
         self.desc.index = index.list()[0];
         let extents = join(&self.space, parts, index);
         let (desc, space, fences) = (self.desc, self.space, self.fences);
@@ -127,12 +142,13 @@ impl RunWriter {
 /// Of allocation or writing; the block is given back.
 pub(crate) async fn write_object_block(
     space: &Rc<Space>,
+    purpose: Purpose,
     identity: &BlockIdentity,
     records: u32,
     payload: &[u8],
 ) -> io::Result<Extents> {
     let blocks = blocks_for(payload.len());
-    let mut writer = ExtentWriter::new(space.clone());
+    let mut writer = ExtentWriter::new(space.clone(), purpose);
     let (place, out) = writer.room(blocks, blocks).await?;
     out[BLOCK_HEADER_BYTES..BLOCK_HEADER_BYTES + payload.len()].copy_from_slice(payload);
     let header =

@@ -129,9 +129,31 @@ impl Deaths {
             || !self.recent.is_empty() && self.recent.get(&seqno).is_some_and(|(by, _)| *by <= end)
     }
 
+    /// The greatest superseding seqno of those that are not dead for everyone; 0 if there are none.
+    pub(super) fn recent_by_max(&self) -> Seqno {
+        self.recent.values().map(|(by, _)| *by).max().unwrap_or_default()
+    }
+
     /// What is dead for everyone, and what is dead for some.
     pub(super) fn amounts(&self) -> (Amount, Amount) {
         (self.dead, self.recent_amount)
+    }
+
+    /// Shows every marked record in the order of seqnos, with the superseding seqno and the bytes of those that are not dead for everyone.
+    pub(super) fn each(&self) -> Vec<(Seqno, Option<(Seqno, u32)>)> {
+        let mut all: Vec<(Seqno, Option<(Seqno, u32)>)> =
+            self.recent.iter().map(|(seqno, mark)| (*seqno, Some(*mark))).collect();
+        let first = self.first.0;
+        let mut show = |index: u64, word: u64| {
+            let bits = (0..64).filter(|bit| word & 1 << bit != 0);
+            all.extend(bits.map(|bit| (Seqno(first + index * 64 + bit), None)));
+        };
+        match &self.bits {
+            Bits::Row(row) => row.iter().zip(0..).for_each(|(word, index)| show(index, *word)),
+            Bits::Words(words) => words.iter().for_each(|(index, word)| show(*index, *word)),
+        }
+        all.sort_unstable_by_key(|(seqno, _)| *seqno);
+        all
     }
 
     pub(super) fn resident_bytes(&self) -> usize {
@@ -178,6 +200,9 @@ mod tests {
             let sum = |for_all: bool| marks.iter().filter(|(seqno, (later, _))| is_for_all(**seqno, *later) == for_all)
                 .fold(Amount::default(), |mut sum, (_, (_, bytes))| { sum.add(*bytes); sum });
             prop_assert_eq!(deaths.amounts(), (sum(true), sum(false)));
+            let each: Vec<(u64, bool)> = deaths.each().iter().map(|(seqno, recent)| (seqno.0, recent.is_none())).collect();
+            let expected: Vec<(u64, bool)> = marks.iter().map(|(seqno, (later, _))| (*seqno, is_for_all(*seqno, *later))).collect();
+            prop_assert_eq!(each, expected);
         }
     }
 }

@@ -6,28 +6,34 @@
 //! A record is *dead for E* when a newer version of its key has a seqno at or below E. The flush that writes the newer version
 //! marks the older one, with the superseding seqno as long as some live view ends below it.
 //!
+//! What is dead for a reader who comes now goes when the segment is rewritten ([`crate::vbstore`]): the new segment has the same seqnos without those. Where
+//! none is left, between two segments or within one, there was no record that anybody could ask for by seqno; who asks is told that there is none.
+//!
 //! Invariants
 //! - Seqnos rise strictly. A segment's blocks never change.
+//! - A mark is of a record that the segment has: those that it lost with its last rewriting are not taken.
 //! - A bit in `dead` is set only if no live view ends below the superseding seqno.
 //!
 //! Cost: finding a seqno is two binary searches and one block; testing a mark is O(log recent marks), usually O(1).
 //! Does not know: keys' order, the memtable.
 
 mod deaths;
+mod marks;
 mod writer;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 pub use deaths::Amount;
-pub use writer::{SegmentWriter, write_marks};
+pub use marks::Marks;
+pub use writer::SegmentWriter;
 
 use self::deaths::Deaths;
 use crate::cache::{Block, Shape};
 use crate::extent::{Extents, Space};
 use crate::format::block::{BlockIdentity, BlockType};
-use crate::format::index::{DeathMark, SegmentTotals, SeqlogFence, decode_marks, decode_seqlog_index};
-use crate::format::manifest_record::{MarksDesc, SegmentDesc};
+use crate::format::index::{DeathMark, SegmentTotals, SeqlogFence, decode_seqlog_index};
+use crate::format::manifest_record::SegmentDesc;
 use crate::format::seqlog_block::SeqlogBlock;
 use crate::io::BLOCK_BYTES;
 use crate::reader::{BlockAt, ReadError, damaged, read_uncached};
@@ -42,6 +48,9 @@ pub struct Segment {
     totals: SegmentTotals,
     deaths: RefCell<Deaths>,
     extents: Extents,
+    device_bytes: u64,
+    /// Live records when the last attempt to rewrite it met a block that cannot be read.
+    unreadable_at: Cell<Option<u64>>,
 }
 
 impl Segment {
@@ -75,7 +84,10 @@ impl Segment {
         extents: Extents,
     ) -> Segment {
         let deaths = RefCell::new(Deaths::new(desc.first, desc.last, desc.records));
-        Segment { desc, identity, fences, totals, deaths, extents }
+        let blocks: u64 = extents.list().iter().map(|extent| u64::from(extent.blocks)).sum();
+        let device_bytes = blocks * BLOCK_BYTES as u64;
+        let unreadable_at = Cell::new(None);
+        Segment { desc, identity, fences, totals, deaths, extents, device_bytes, unreadable_at }
     }
 
     /// What the manifest says of it.
@@ -87,6 +99,44 @@ impl Segment {
     /// A durable manifest names it from now on, or no longer does.
     pub fn set_named(&self, named: bool) {
         self.extents.set_named(named);
+    }
+
+    /// Whether a durable manifest names it: not one that was rewritten, and that views still hold.
+    #[must_use]
+    pub fn is_named(&self) -> bool {
+        self.extents.is_named()
+    }
+
+    /// An attempt to rewrite it has met a block that cannot be read.
+    pub fn set_unreadable(&self) {
+        self.unreadable_at.set(Some(self.usage().live().records));
+    }
+
+    /// Whether it is of no use to try to rewrite it: the last attempt has failed, and more than half of what lived then still does.
+    #[must_use]
+    pub fn is_unreadable(&self) -> bool {
+        self.unreadable_at.get().is_some_and(|live| self.usage().live().records * 2 > live)
+    }
+
+    /// The marks of its dead records, in the order of their seqnos: all that are marked for some reader. Of those that are dead for everyone the superseding
+    /// seqno is forgotten, `by` stands for it; and their bytes are even, their sum is right.
+    #[must_use]
+    pub fn marks(&self, by: Seqno) -> Vec<DeathMark> {
+        let deaths = self.deaths.borrow();
+        let (dead, _) = deaths.amounts();
+        let mean = dead.bytes.checked_div(dead.records).unwrap_or_default();
+        let mut rest = dead.bytes - mean * dead.records;
+        let mark = |(seqno, recent): (Seqno, Option<(Seqno, u32)>)| match recent {
+            Some((by, bytes)) => DeathMark { dead: seqno, by, bytes },
+            None => DeathMark { dead: seqno, by, bytes: (mean + std::mem::take(&mut rest)) as u32 },
+        };
+        deaths.each().into_iter().map(mark).collect()
+    }
+
+    /// The greatest superseding seqno of the records that are dead, but not for everyone; 0 if there are none.
+    #[must_use]
+    pub fn recent_by_max(&self) -> Seqno {
+        self.deaths.borrow().recent_by_max()
     }
 
     /// Its fences, in seqno order.
@@ -158,8 +208,7 @@ impl Segment {
     #[must_use]
     pub fn usage(&self) -> SegmentUsage {
         let (dead, recent) = self.deaths.borrow().amounts();
-        let blocks: u64 = self.desc.extents.iter().map(|extent| u64::from(extent.blocks)).sum();
-        let device_bytes = (blocks + u64::from(self.desc.index.blocks)) * BLOCK_BYTES as u64;
+        let device_bytes = self.device_bytes;
         let all = Amount { records: self.desc.records, bytes: self.totals.record_bytes };
         SegmentUsage { device_bytes, all, dead, recent }
     }
@@ -209,21 +258,6 @@ impl SegmentUsage {
 pub fn segment_of(segments: &[Rc<Segment>], seqno: Seqno) -> Option<&Rc<Segment>> {
     let segment = segments.get(segments.partition_point(|segment| segment.desc.last < seqno))?;
     (segment.desc.first <= seqno).then_some(segment)
-}
-
-/// Marks read from the data file; their block stays owned as long as the manifest names it.
-///
-/// # Errors
-/// `Io`, `Damaged`.
-pub async fn read_marks(
-    space: &Rc<Space>,
-    identity: BlockIdentity,
-    desc: &MarksDesc,
-) -> Result<Vec<DeathMark>, ReadError> {
-    let identity = BlockIdentity { object: desc.id, kind: BlockType::Marks, ..identity };
-    let at = BlockAt { identity, place: desc.block.start, blocks: desc.block.blocks };
-    let (bytes, payload) = read_uncached(space, &at).await?;
-    decode_marks(&bytes[payload]).map_err(|source| damaged(space, at.place, source))
 }
 
 /// The shape of a block that was read as a seqlog block.

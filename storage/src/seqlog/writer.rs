@@ -1,4 +1,4 @@
-//! Writing a segment: documents in seqno order, then the fences; and the death marks of a flush.
+//! Writing a segment: documents in seqno order, then the fences.
 //!
 //! Does not know: where the documents come from.
 
@@ -6,18 +6,20 @@ use std::io;
 use std::rc::Rc;
 
 use super::Segment;
-use crate::extent::{ExtentWriter, Extents, Space};
+use crate::extent::{ExtentWriter, Purpose, Space};
 use crate::format::block::{BlockIdentity, BlockType};
-use crate::format::index::{DeathMark, SegmentTotals, SeqlogFence, encode_marks, encode_seqlog_index};
-use crate::format::manifest_record::{MarksDesc, SegmentDesc};
-use crate::format::seqlog_block::{SeqlogBlockBuilder, seqlog_record_len};
+use crate::format::index::{SegmentTotals, SeqlogFence, encode_seqlog_index};
+use crate::format::manifest_record::SegmentDesc;
+use crate::format::seqlog_block::{SeqlogBlockBuilder, SeqlogRecord, seqlog_record_len};
 use crate::io::BLOCK_BYTES;
 use crate::item::Item;
 use crate::run::{join, write_object_block};
+use crate::types::Seqno;
 
 /// See the module.
 pub struct SegmentWriter {
     space: Rc<Space>,
+    purpose: Purpose,
     identity: BlockIdentity,
     writer: ExtentWriter,
     builder: SeqlogBlockBuilder,
@@ -29,10 +31,17 @@ pub struct SegmentWriter {
 impl SegmentWriter {
     /// A writer of segment `id`; `expected_bytes` of records are expected in all.
     #[must_use]
-    pub fn new(space: Rc<Space>, identity: BlockIdentity, id: u64, expected_bytes: usize) -> SegmentWriter {
+    pub fn new(
+        space: Rc<Space>,
+        purpose: Purpose,
+        identity: BlockIdentity,
+        id: u64,
+        expected_bytes: usize,
+    ) -> SegmentWriter {
         SegmentWriter {
-            writer: ExtentWriter::new(space.clone()),
+            writer: ExtentWriter::new(space.clone(), purpose),
             space,
+            purpose,
             identity: BlockIdentity { object: id, kind: BlockType::Seqlog, ..identity },
             builder: SeqlogBlockBuilder::default(),
             fences: Vec::new(),
@@ -53,6 +62,30 @@ impl SegmentWriter {
         self.totals.record_bytes += record_len as u64;
         self.builder.push(self.identity.vb, item);
         Ok(())
+    }
+
+    /// Appends a document as it is stored in another segment; its seqno is above all before.
+    ///
+    /// # Errors
+    /// Of allocation or writing.
+    pub async fn push_record(&mut self, record: &SeqlogRecord<'_>) -> io::Result<()> {
+        let record_len = record.stored_len();
+        if !self.builder.fits(record_len) {
+            self.seal_block().await?;
+        }
+        self.totals.record_bytes += record_len as u64;
+        self.builder.push_record(record);
+        Ok(())
+    }
+
+    /// The segment lacks every record that a version up to `settled` has replaced: marks of those are of no use to it.
+    pub fn set_settled(&mut self, settled: Seqno) {
+        self.totals.settled = settled;
+    }
+
+    /// Gives up: the blocks are given back once no write to them is under way.
+    pub async fn abort(self) {
+        self.writer.abort().await;
     }
 
     async fn seal_block(&mut self) -> io::Result<()> {
@@ -79,7 +112,9 @@ impl SegmentWriter {
         let blocks = self.writer.finish().await?;
         let payload = encode_seqlog_index(&self.fences, Some(self.totals));
         let identity = BlockIdentity { kind: BlockType::SeqlogIndex, ..self.identity };
-        let index = write_object_block(&self.space, &identity, self.fences.len() as u32, &payload).await?;
+        let index =
+            write_object_block(&self.space, self.purpose, &identity, self.fences.len() as u32, &payload)
+                .await?;
         let desc = SegmentDesc {
             id: self.identity.object,
             first: self.fences.first().expect("a segment has documents").first,
@@ -91,23 +126,4 @@ impl SegmentWriter {
         let extents = join(&self.space, blocks, index);
         Ok(Rc::new(Segment::new(desc, self.identity, self.fences, self.totals, extents)))
     }
-}
-
-/// Writes the marks of a flush, if there are any.
-///
-/// # Errors
-/// Of allocation or writing; the block is given back.
-pub async fn write_marks(
-    space: &Rc<Space>,
-    identity: BlockIdentity,
-    id: u64,
-    marks: &[DeathMark],
-) -> io::Result<Option<(MarksDesc, Extents)>> {
-    if marks.is_empty() {
-        return Ok(None);
-    }
-    let identity = BlockIdentity { object: id, kind: BlockType::Marks, ..identity };
-    let extents = write_object_block(space, &identity, marks.len() as u32, &encode_marks(marks)).await?;
-    let desc = MarksDesc { id, marks: marks.len() as u64, block: extents.list()[0] };
-    Ok(Some((desc, extents)))
 }

@@ -11,10 +11,8 @@
 use std::rc::Rc;
 
 use super::{BucketMemoryStats, Shard, ShardCore};
-use crate::extent::Extents;
 use crate::format::manifest_record::{BucketDesc, CollectionsDesc, Record, VbCounts, VbState};
 use crate::manifest::ManifestError;
-use crate::mutant::{Mutant, is_on};
 use crate::types::{BucketId, FailoverEntry, Seqno, VbId};
 use crate::vbstore::{VbStore, Version};
 
@@ -197,7 +195,7 @@ impl ShardCore {
         let mut vbuckets = self.vbuckets.borrow_mut();
         for state in states {
             let store = match home {
-                Home::Disk => VbStore::new(self.clone(), state, Version::default()),
+                Home::Disk => VbStore::new(self.clone(), state, Version::default(), Vec::new()),
                 Home::Memory => VbStore::new_ephemeral(self.clone(), state),
             };
             vbuckets.insert((state.bucket, state.vb), store);
@@ -210,17 +208,8 @@ impl ShardCore {
         successor: Option<(BucketDesc, Home)>,
     ) -> Result<(), ManifestError> {
         let flushing = self.flushing.lock().await;
-        let mut marks = Vec::new();
-        {
-            let state = self.manifest.state();
-            if successor.is_none() && !state.buckets.contains_key(&bucket) {
-                return Ok(());
-            }
-            for ((of, _), vbucket) in &state.vbuckets {
-                if *of == bucket {
-                    marks.extend(vbucket.marks.iter().map(|marks| marks.block));
-                }
-            }
+        if successor.is_none() && !self.manifest.state().buckets.contains_key(&bucket) {
+            return Ok(());
         }
         let states =
             successor.as_ref().map(|(new, _)| self.new_vbuckets(new.id, Some(bucket))).unwrap_or_default();
@@ -240,9 +229,6 @@ impl ShardCore {
         drop(flushing);
         if let Some(memory) = self.buckets.borrow_mut().remove(&bucket) {
             memory.end();
-        }
-        if !is_on(Mutant::KeepGoneBlocks) {
-            drop(Extents::fresh(self.space.clone(), marks));
         }
         for store in gone {
             store.end();

@@ -61,6 +61,7 @@ impl ShardCore {
         }
         let shard = self.geometry.shard.0;
         if error.is_full() {
+            self.compaction.want_room();
             tracing::warn!(shard, "the data file is full; writes are refused when the log is full too");
         } else {
             tracing::warn!(
@@ -114,6 +115,7 @@ impl ShardCore {
         for (store, flush) in prepared {
             store.publish_flush(flush);
         }
+        self.want_compaction();
         self.metrics.flush_ns.record(self.env.clock.monotonic_ns() - started);
         self.metrics.flush_bytes.record(taken as u64);
         self.idle_event.notify_all();
@@ -160,6 +162,8 @@ impl ShardCore {
         self.scrub.wake();
         self.commit_event.notify_all();
         self.flush_event.notify_all();
+        self.compaction.wake();
+        self.compaction.stopped().await;
         if let Some(reason) = self.failure() {
             return Err(reason);
         }

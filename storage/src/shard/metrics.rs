@@ -66,6 +66,16 @@ pub struct ShardMetrics {
     pub flush_bytes: Recorder,
     /// Merges of runs.
     pub merges: Counter,
+    /// Stretches of segments that were rewritten or dropped, and rewritten marks.
+    pub reclaims: Counter,
+    /// Bytes of blocks that reclamation wrote.
+    pub reclaim_written_bytes: Counter,
+    /// Bytes of blocks that it made go.
+    pub reclaim_replaced_bytes: Counter,
+    /// Nanoseconds of one rewriting, from the first read to its manifest change.
+    pub reclaim_ns: Recorder,
+    /// Rewritings that were given up.
+    pub reclaim_failures: Counter,
     /// Flushes that were given up and will be tried again.
     pub flush_failures: Counter,
     /// Keys looked up on disk.

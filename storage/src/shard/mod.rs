@@ -1,12 +1,12 @@
 //! A shard: one write-ahead log, one data file, and the vbuckets whose mutations they carry.
 //!
-//! Two tasks work for it: the commit task writes what the vbuckets appended, a group at a time; the flush task moves the oldest memtables to
-//! the data file when the log is half full. A failed sync or manifest change fails the shard for good: reads go on, nothing is acknowledged
+//! Three tasks work for it: the commit task writes what the vbuckets appended, a group at a time; the flush task moves the oldest memtables to
+//! the data file when the log is half full; the compaction task gives back the space of what is dead. A failed sync or manifest change fails the shard for good: reads go on, nothing is acknowledged
 //! any more.
 //!
 //! | error | stops |
 //! |---|---|
-//! | a block does not verify or cannot be read | the read, scan or merge that wanted it |
+//! | a block does not verify or cannot be read | the read, scan, merge or rewriting that wanted it |
 //! | the data file is full, or a write to it fails | the flush, which is tried again; then writes, when the log is full |
 //! | a sync or a write of the log fails, a manifest change fails | the shard's writes, for good |
 //! | the log or the manifest is damaged before its end, a vbucket's index is damaged | opening the shard |
@@ -19,6 +19,7 @@
 
 mod bucket;
 mod commit;
+mod compactor;
 mod flusher;
 mod memory;
 mod metrics;
@@ -31,6 +32,7 @@ use std::collections::BTreeMap;
 use std::rc::{Rc, Weak};
 
 pub use bucket::Home;
+pub use compactor::ReclaimOptions;
 pub(crate) use memory::BucketMemory;
 pub use memory::BucketMemoryStats;
 pub use metrics::{Counter, Recorder, ShardMetrics};
@@ -38,13 +40,14 @@ pub use open::{FormatOptions, OpenError, RecoveryReport, format};
 pub use scrub::{SCRUB_DAMAGE_MAX, ScrubDamage, ScrubPart, ScrubStatus};
 pub use vbucket::VbRole;
 
+use self::compactor::Compaction;
 use self::memory::ShardMemory;
 use crate::cache::{BlockCache, CacheStats};
 use crate::env::Env;
 use crate::extent::{Space, SpaceStats};
 use crate::format::manifest_record::{BucketDesc, Record};
 use crate::format::superblock::Geometry;
-use crate::io::Device;
+use crate::io::{BLOCK_BYTES, Device};
 use crate::manifest::{Manifest, ManifestError};
 use crate::sync::{Event, Lock};
 use crate::types::{BucketId, FailoverEntry, Seqno, ShardId, VbId, VbUuid};
@@ -71,6 +74,8 @@ pub struct ShardOptions {
     pub scrub_period_seconds: u64,
     /// Bytes that a scrub reads in a second, 0 for as many as it can.
     pub scrub_bytes_per_second: u64,
+    /// When and how fast space is reclaimed.
+    pub reclaim: ReclaimOptions,
 }
 
 impl Default for ShardOptions {
@@ -83,6 +88,7 @@ impl Default for ShardOptions {
             window_versions_max: 8192,
             scrub_period_seconds: 7 * 24 * 3600,
             scrub_bytes_per_second: 8 << 20,
+            reclaim: ReclaimOptions::DEFAULT,
         }
     }
 }
@@ -103,6 +109,7 @@ pub struct ShardCore {
     commit_event: Event,
     flush_event: Event,
     idle_event: Event,
+    compaction: Compaction,
     flushing: Lock,
     flush_wanted: Cell<bool>,
     closing: Cell<bool>,
@@ -197,6 +204,7 @@ impl ShardCore {
         self.failure.borrow_mut().get_or_insert(text.into());
         self.commit_event.notify_all();
         self.flush_event.notify_all();
+        self.compaction.wake();
         self.idle_event.notify_all();
         for store in self.vbuckets.borrow().values() {
             store.wake_waiters();
@@ -219,6 +227,8 @@ pub struct ShardStats {
     pub resident_bytes: i64,
     /// The data file.
     pub space: SpaceStats,
+    /// Bytes of it that the manifest names, its own and the superblocks' included; what else is not free is held by views, or is being written.
+    pub named_bytes: u64,
     /// The block cache of the core.
     pub cache: CacheStats,
     /// Manifest changes since the start.
@@ -307,6 +317,7 @@ impl Shard {
             memtable_bytes: self.core.memory.memtable_bytes(),
             resident_bytes: self.core.memory.resident_bytes(),
             space: self.core.space.stats(),
+            named_bytes: self.core.manifest.named_blocks() * BLOCK_BYTES as u64,
             cache: self.core.space.cache().stats(),
             manifest_changes,
             manifest_checkpoints,
@@ -325,6 +336,11 @@ impl Shard {
     /// The reason why it could not.
     pub async fn flush(&self) -> Result<(), Rc<str>> {
         self.core.flush_all().await
+    }
+
+    /// Reclaims space until no more is worth it, within its budget.
+    pub async fn compact(&self) {
+        self.core.compact().await;
     }
 
     /// Makes everything durable, flushes it, and writes the mark of a clean stop. The shard takes no writes afterwards.

@@ -16,6 +16,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::rc::Rc;
 
+use super::compactor::Compaction;
 use super::memory::ShardMemory;
 use super::scrub::Scrub;
 use super::{ShardCore, ShardMetrics, ShardOptions};
@@ -32,7 +33,7 @@ use crate::manifest::{Manifest, ManifestError, ManifestState, load, read_root};
 use crate::mutant::{Mutant, is_on};
 use crate::reader::ReadError;
 use crate::run::Run;
-use crate::seqlog::{Segment, read_marks, segment_of};
+use crate::seqlog::{Marks, Segment, segment_of};
 use crate::sync::{Event, Lock};
 use crate::types::{BucketId, Former, Seqno, VbId};
 use crate::vbstore::{VbStore, Version};
@@ -261,6 +262,7 @@ pub(super) async fn open(
         commit_event: Event::default(),
         flush_event: Event::default(),
         idle_event: Event::default(),
+        compaction: Compaction::default(),
         flushing: Lock::default(),
         flush_wanted: Cell::new(false),
         closing: Cell::new(false),
@@ -270,10 +272,10 @@ pub(super) async fn open(
     });
     let mut vbuckets = BTreeMap::new();
     for (key, described) in &state.vbuckets {
-        let version = open_version(&core, described)
+        let (version, marks) = open_version(&core, described)
             .await
             .map_err(|source| OpenError::Vbucket { vb: described.vb, source: Box::new(source) })?;
-        vbuckets.insert(*key, VbStore::new(core.clone(), described, version));
+        vbuckets.insert(*key, VbStore::new(core.clone(), described, version, marks));
     }
     for (position, record) in records {
         let Some(store) = vbuckets.get(&(record.bucket, record.vb)) else { continue };
@@ -300,6 +302,8 @@ pub(super) async fn open(
     core.env.spawn("commit", core.clone().run_commits());
     core.env.spawn("flush", core.clone().run_flushes());
     core.env.spawn("scrub", core.clone().run_scrubs());
+    core.env.spawn("compact", core.clone().run_compaction());
+    core.want_compaction();
     if core.wal.fullness() > 0.5 {
         core.want_flush();
     }
@@ -334,7 +338,7 @@ fn claim(space: &Rc<Space>, vb: &VbState) -> Result<(), OpenError> {
     Ok(())
 }
 
-async fn open_version(core: &Rc<ShardCore>, described: &VbState) -> Result<Version, ReadError> {
+async fn open_version(core: &Rc<ShardCore>, described: &VbState) -> Result<(Version, Vec<Marks>), ReadError> {
     let identity = BlockIdentity {
         shard_uuid: core.shard_uuid(),
         bucket: described.bucket,
@@ -350,8 +354,11 @@ async fn open_version(core: &Rc<ShardCore>, described: &VbState) -> Result<Versi
     for desc in &described.segments {
         version.segments.push(Rc::new(Segment::open(space, identity, desc.clone()).await?));
     }
+    let mut blocks = Vec::new();
     for desc in &described.marks {
-        for mark in read_marks(space, identity, desc).await? {
+        let (block, marks) = Marks::open(space, identity, desc).await?;
+        blocks.push(block);
+        for mark in marks {
             if let Some(segment) = segment_of(&version.segments, mark.dead) {
                 segment.mark(mark, true);
             }
@@ -360,5 +367,5 @@ async fn open_version(core: &Rc<ShardCore>, described: &VbState) -> Result<Versi
     if version.flushed == Seqno(0) {
         debug_assert!(version.segments.is_empty(), "a vbucket that was never flushed has no segments");
     }
-    Ok(version)
+    Ok((version, blocks))
 }

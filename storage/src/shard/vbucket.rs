@@ -13,10 +13,8 @@
 use std::rc::Rc;
 
 use super::{Home, Shard, ShardCore};
-use crate::extent::Extents;
 use crate::format::manifest_record::{Record, VbState};
 use crate::manifest::ManifestError;
-use crate::mutant::{Mutant, is_on};
 use crate::types::{BucketId, VbId};
 use crate::vbstore::VbStore;
 
@@ -135,11 +133,6 @@ impl ShardCore {
             }
         };
         store.refuse_writes();
-        let marks: Vec<_> = {
-            let state = self.manifest.state();
-            let described = state.vbuckets.get(&(bucket, vb));
-            described.iter().flat_map(|vbucket| vbucket.marks.iter().map(|marks| marks.block)).collect()
-        };
         if !store.is_ephemeral() {
             let tail = self.tail_without(|key| key == (bucket, vb));
             let log_from = self.wal.durable();
@@ -149,9 +142,6 @@ impl ShardCore {
         }
         self.vbuckets.borrow_mut().remove(&(bucket, vb));
         drop(flushing);
-        if !is_on(Mutant::KeepGoneBlocks) {
-            drop(Extents::fresh(self.space.clone(), marks));
-        }
         store.end();
         self.idle_event.notify_all();
         Ok(true)

@@ -29,6 +29,7 @@ impl VbStore {
         if !is_on(Mutant::KeepGoneBlocks) {
             version.runs.iter().for_each(|run| run.set_named(false));
             version.segments.iter().for_each(|segment| segment.set_named(false));
+            state.marks.iter().for_each(|marks| marks.set_named(false));
         }
         let memtable_bytes =
             state.active.bytes() + state.frozen.iter().map(|table| table.bytes()).sum::<usize>();
@@ -40,7 +41,8 @@ impl VbStore {
         state.active = Memtable::default();
         state.frozen.clear();
         let mut table = std::mem::take(&mut state.table);
-        state.marks_bytes = 0;
+        state.marks.clear();
+        state.arrivals = None;
         let mut versions = std::mem::take(&mut state.versions);
         state.overhead_booked = 0;
         let core = self.core.clone();

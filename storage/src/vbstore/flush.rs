@@ -13,14 +13,14 @@ use std::io;
 use std::rc::Rc;
 
 use super::{RUNS_MAX, RUNS_UNMERGED_MAX, VbStore, Version};
-use crate::extent::Extents;
+use crate::extent::Purpose;
 use crate::format::index::DeathMark;
 use crate::format::key_block::meta_of;
-use crate::format::manifest_record::{MarksDesc, Record};
+use crate::format::manifest_record::Record;
 use crate::memtable::Memtable;
 use crate::mutant::{Mutant, is_on};
 use crate::run::{MergeError, Run, RunWriter, merge_runs};
-use crate::seqlog::{Segment, SegmentWriter, segment_of, write_marks};
+use crate::seqlog::{Marks, Segment, SegmentWriter, segment_of};
 use crate::types::Seqno;
 
 /// Why a flush did not happen. Nothing is lost: the log still has it all.
@@ -53,7 +53,7 @@ pub(crate) struct Prepared {
     segment: Rc<Segment>,
     run: Rc<Run>,
     marks: Vec<DeathMark>,
-    marks_desc: Option<(MarksDesc, Extents)>,
+    marks_written: Option<Marks>,
     merged: Option<(Vec<u64>, Rc<Run>)>,
 }
 
@@ -78,7 +78,8 @@ impl VbStore {
         let merged = if version.runs.len() >= RUNS_MAX { self.merge(&version.runs).await? } else { None };
         let (env, space, identity) = (self.core.env(), self.core.space(), self.identity());
         let segment_id = self.core.next_object();
-        let mut segment = SegmentWriter::new(space.clone(), identity, segment_id, table.record_bytes());
+        let mut segment =
+            SegmentWriter::new(space.clone(), Purpose::Data, identity, segment_id, table.record_bytes());
         let (mut next, mut batch) = (table.first(), Vec::new());
         loop {
             let more = table.next_by_seqno(&mut next, &mut batch);
@@ -91,15 +92,16 @@ impl VbStore {
             }
         }
         let segment = segment.finish().await?;
-        let mut run = RunWriter::new(space.clone(), identity, self.core.next_object(), table.bytes());
+        let mut run =
+            RunWriter::new(space.clone(), Purpose::Data, identity, self.core.next_object(), table.bytes());
         for item in table.iter() {
             run.push(item.key(), &meta_of(item)).await?;
             env.relax().await;
         }
         let run = run.finish().await?;
         let marks = if is_on(Mutant::NoDeathMarks) { Vec::new() } else { table.marks() };
-        let marks_desc = write_marks(space, identity, segment_id, &marks).await?;
-        Ok(Some(Prepared { table, segment, run, marks, marks_desc, merged }))
+        let marks_written = Marks::write(space, Purpose::Data, identity, segment_id, &marks).await?;
+        Ok(Some(Prepared { table, segment, run, marks, marks_written, merged }))
     }
 
     /// Merges all runs into one. `None` if one of them cannot be read: then they stay as they are, one more each flush, so that damage to a run
@@ -133,7 +135,7 @@ impl VbStore {
             counts: prepared.table.counts(),
             segment: prepared.segment.desc().clone(),
             run: prepared.run.desc().clone(),
-            marks: prepared.marks_desc.as_ref().map(|(desc, _)| desc.clone()),
+            marks: prepared.marks_written.as_ref().map(|marks| marks.desc().clone()),
         });
         let desc = prepared.table.collections().map(|collections| collections.describe());
         records.extend(desc.map(|desc| Record::Collections { bucket, vb, desc }));
@@ -149,7 +151,7 @@ impl VbStore {
 
     /// Makes a durable flush visible: views swap the memtable for what it became, flushed versions may leave memory.
     pub(crate) fn publish_flush(&self, prepared: Prepared) {
-        let Prepared { table, segment, run, marks, marks_desc, merged } = prepared;
+        let Prepared { table, segment, run, marks, marks_written, merged } = prepared;
         segment.set_named(true);
         run.set_named(true);
         let state = &mut *self.state.borrow_mut();
@@ -162,14 +164,17 @@ impl VbStore {
             version.runs.retain(|run| !removed.contains(&run.desc().id));
             version.runs.insert(0, merged);
         }
-        if let Some((desc, extents)) = marks_desc {
-            extents.set_named(true);
-            state.marks_bytes += u64::from(desc.block.blocks);
+        if let Some(marks) = marks_written {
+            marks.set_named(true);
+            state.marks.push(marks);
         }
         let lowest_end = state.lowest_view_end().unwrap_or(Seqno(u64::MAX));
-        for mark in marks {
+        for mark in &marks {
             if let Some(segment) = segment_of(&version.segments, mark.dead) {
-                segment.mark(mark, mark.by <= lowest_end);
+                segment.mark(*mark, mark.by <= lowest_end);
+            }
+            if let Some(arrivals) = &mut state.arrivals {
+                arrivals.note(*mark);
             }
         }
         for segment in &version.segments {
@@ -187,6 +192,12 @@ impl VbStore {
             if parts.frozen.first().is_some_and(|first| Rc::ptr_eq(first, &table)) {
                 parts.frozen.remove(0);
                 let mut version = Version::clone(&parts.version);
+                // Segments that were rewritten since, and that this view needs as they were.
+                for segment in version.segments.iter().filter(|segment| !segment.is_named()) {
+                    let seqnos = segment.desc().first..=segment.desc().last;
+                    let own = marks.iter().filter(|mark| seqnos.contains(&mark.dead));
+                    own.for_each(|mark| segment.mark(*mark, mark.by <= lowest_end));
+                }
                 version.segments.push(segment.clone());
                 version.runs.push(run.clone());
                 version.flushed = table.last();

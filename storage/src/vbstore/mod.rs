@@ -18,6 +18,7 @@ mod evict;
 mod expiring;
 mod fetch;
 mod flush;
+mod reclaim;
 mod view;
 mod window;
 mod write;
@@ -31,6 +32,8 @@ pub use expiring::{ExpiryScan, SLICE_RECORDS};
 pub use fetch::Continuation;
 pub use flush::FlushError;
 pub(crate) use flush::Prepared;
+pub use reclaim::ReclaimError;
+pub(crate) use reclaim::Rewritten;
 pub use view::{Parts, ReadView, Version, ViewError};
 pub use window::SeqnoReading;
 pub use write::{CAS_MAX, Foreign, NewVersion, WriteError};
@@ -43,7 +46,7 @@ use crate::item::Item;
 use crate::memtable::Memtable;
 use crate::reader::ReadError;
 use crate::run::{Run, filter_hash};
-use crate::seqlog::SegmentUsage;
+use crate::seqlog::{Marks, SegmentUsage};
 use crate::shard::{BucketMemory, ShardCore, VbRole};
 use crate::sync::Event;
 use crate::types::{BucketId, Cas, Collection, FailoverEntry, Seqno, VbId, VbUuid};
@@ -147,7 +150,10 @@ struct State {
     failover_log: Vec<FailoverEntry>,
     views: Vec<Weak<view::ViewCell>>,
     fetching: hashbrown::HashMap<Box<[u8]>, Vec<Continuation>, ahash::RandomState>,
-    marks_bytes: u64,
+    /// Blocks of death marks.
+    marks: Vec<Marks>,
+    /// Marks for segments that are being rewritten.
+    arrivals: Option<reclaim::Arrivals>,
     /// Versions in memory in order; all there are, if the vbucket lives in memory only, which has neither memtables nor a version on disk.
     versions: Versions,
     /// Bytes of table, list and key index that are booked.
@@ -182,18 +188,28 @@ impl std::fmt::Debug for VbStore {
 
 impl VbStore {
     /// A vbucket as the manifest describes it, with its runs and segments opened.
-    pub(crate) fn new(core: Rc<ShardCore>, described: &VbState, version: Version) -> Rc<VbStore> {
-        VbStore::make(core, described, version, false)
+    pub(crate) fn new(
+        core: Rc<ShardCore>,
+        described: &VbState,
+        version: Version,
+        marks: Vec<Marks>,
+    ) -> Rc<VbStore> {
+        VbStore::make(core, described, version, marks, false)
     }
 
     /// An empty vbucket that lives in memory only.
     pub(crate) fn new_ephemeral(core: Rc<ShardCore>, described: &VbState) -> Rc<VbStore> {
-        VbStore::make(core, described, Version::default(), true)
+        VbStore::make(core, described, Version::default(), Vec::new(), true)
     }
 
-    fn make(core: Rc<ShardCore>, described: &VbState, version: Version, is_ephemeral: bool) -> Rc<VbStore> {
+    fn make(
+        core: Rc<ShardCore>,
+        described: &VbState,
+        version: Version,
+        marks: Vec<Marks>,
+        is_ephemeral: bool,
+    ) -> Rc<VbStore> {
         let counts = described.counts;
-        let marks_bytes = described.marks.iter().map(|marks| u64::from(marks.block.blocks)).sum();
         let state = State {
             high: counts.flushed_seqno,
             counts,
@@ -209,7 +225,8 @@ impl VbStore {
             failover_log: described.failover_log.clone(),
             views: Vec::new(),
             fetching: hashbrown::HashMap::default(),
-            marks_bytes,
+            marks,
+            arrivals: None,
             versions: Versions::new(counts.flushed_seqno),
             overhead_booked: 0,
             purge_from: Seqno(0),
@@ -419,6 +436,7 @@ impl VbStore {
             .map(|run| blocks(&run.extents) + u64::from(run.index.blocks))
             .chain(segments.map(|segment| blocks(&segment.extents) + u64::from(segment.index.blocks)))
             .sum();
+        let marks_blocks: u64 = state.marks.iter().map(|marks| u64::from(marks.desc().block.blocks)).sum();
         let runs_bytes: usize = version.runs.iter().map(|run: &Rc<Run>| run.resident_bytes()).sum();
         let segments_bytes: usize = version.segments.iter().map(|segment| segment.resident_bytes()).sum();
         let mut seqlog = SegmentUsage::default();
@@ -439,7 +457,7 @@ impl VbStore {
             frozen: state.frozen.len() as u64,
             runs: version.runs.len() as u64,
             segments: version.segments.len() as u64,
-            disk_bytes: (disk_blocks + state.marks_bytes) * crate::io::BLOCK_BYTES as u64,
+            disk_bytes: (disk_blocks + marks_blocks) * crate::io::BLOCK_BYTES as u64,
             seqlog_bytes: seqlog.device_bytes,
             live_records: seqlog.live().records,
             live_bytes: seqlog.live().bytes,

@@ -12,7 +12,7 @@ use ringbase_storage::io::Device;
 use ringbase_storage::io::blocking::BlockingHost;
 use ringbase_storage::io::device::{OpenOptions, RingDevice};
 use ringbase_storage::io::ring::RingConfig;
-use ringbase_storage::shard::{FormatOptions, Shard, ShardOptions, format};
+use ringbase_storage::shard::{FormatOptions, ReclaimOptions, Shard, ShardOptions, format};
 use ringbase_storage::types::ShardId;
 
 use crate::device::scratch;
@@ -38,6 +38,7 @@ const OPTIONS: ShardOptions = ShardOptions {
     window_versions_max: 8192,
     scrub_period_seconds: 0,
     scrub_bytes_per_second: 0,
+    reclaim: ReclaimOptions::UNPACED,
 };
 
 async fn open(env: Env, wal: &Rc<dyn Device>, data: &Rc<dyn Device>) -> Shard {

@@ -15,7 +15,9 @@ use ringbase_storage::format::manifest_record::BucketDesc;
 use ringbase_storage::format::superblock::Geometry;
 use ringbase_storage::io::sim::SimDisk;
 use ringbase_storage::scan::{Content, KeyRange, KeyScan, Limits, SeqnoScan, Stop, VersionScan};
-use ringbase_storage::shard::{FormatOptions, OpenError, RecoveryReport, Shard, ShardOptions, format};
+use ringbase_storage::shard::{
+    FormatOptions, OpenError, ReclaimOptions, RecoveryReport, Shard, ShardOptions, format,
+};
 use ringbase_storage::types::{BucketId, Cas, Kind, Seqno, ShardId, VbId};
 use ringbase_storage::vbstore::{Found, NewVersion, ReadView, VbStore, WriteError};
 
@@ -31,6 +33,7 @@ pub(crate) const OPTIONS: ShardOptions = ShardOptions {
     window_versions_max: 40,
     scrub_period_seconds: 0,
     scrub_bytes_per_second: 0,
+    reclaim: ReclaimOptions::UNPACED,
 };
 
 /// One write as the model remembers it.

@@ -105,6 +105,11 @@ fn general(engine: &Engine, query: &StatQuery, part: &mut StatPart) {
         part.sum("manifest_changes", stats.manifest_changes);
         part.sum("data_file_bytes", stats.space.file_bytes);
         part.sum("data_free_bytes", stats.space.free_bytes);
+        part.sum("data_named_bytes", stats.named_bytes);
+        part.sum("reclaims", metrics.reclaims.get());
+        part.sum("reclaim_failures", metrics.reclaim_failures.get());
+        part.sum("reclaim_written_bytes", metrics.reclaim_written_bytes.get());
+        part.sum("reclaim_replaced_bytes", metrics.reclaim_replaced_bytes.get());
     }
     // The cache belongs to the core, all its shards show the same one.
     if let Some(shard) = engine.shards().first() {
@@ -271,6 +276,7 @@ fn timings(engine: &Engine, part: &mut StatPart) {
         part.histogram("wal_commit_ns", &commits, Unit::AsRecorded);
         part.histogram("wal_commit_bytes", &metrics.wal_commit_bytes.histogram(), Unit::AsRecorded);
         part.histogram("flush_ns", &metrics.flush_ns.histogram(), Unit::AsRecorded);
+        part.histogram("reclaim_ns", &metrics.reclaim_ns.histogram(), Unit::AsRecorded);
         part.histogram("flush_bytes", &metrics.flush_bytes.histogram(), Unit::AsRecorded);
     }
 }

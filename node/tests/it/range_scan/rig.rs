@@ -22,7 +22,7 @@ use ringbase_storage::env::{Clock, Env};
 use ringbase_storage::format::manifest_record::BucketDesc;
 use ringbase_storage::format::superblock::Geometry;
 use ringbase_storage::io::sim::SimDisk;
-use ringbase_storage::shard::{FormatOptions, Home, Shard, ShardOptions, format};
+use ringbase_storage::shard::{FormatOptions, Home, ReclaimOptions, Shard, ShardOptions, format};
 use ringbase_storage::sync::Event;
 use ringbase_storage::types::{BucketId, Kind, Seqno, ShardId, VbId};
 use ringbase_storage::vbstore::{NewVersion, VbStore, WriteError};
@@ -40,6 +40,7 @@ const OPTIONS: ShardOptions = ShardOptions {
     window_versions_max: 8192,
     scrub_period_seconds: 0,
     scrub_bytes_per_second: 0,
+    reclaim: ReclaimOptions::UNPACED,
 };
 
 /// A clock that panics when told to: a bug in the middle of a read.

@@ -13,7 +13,9 @@ use ringbase_storage::env::sim::SimExecutor;
 use ringbase_storage::format::manifest_record::BucketDesc;
 use ringbase_storage::format::superblock::Geometry;
 use ringbase_storage::io::sim::SimDisk;
-use ringbase_storage::shard::{FormatOptions, ReclaimOptions, RecoveryReport, Shard, ShardOptions, format};
+use ringbase_storage::shard::{
+    FormatOptions, ReclaimOptions, RecoveryReport, ScrubOptions, Shard, ShardOptions, format,
+};
 use ringbase_storage::types::{BucketId, Cas, ShardId, VbId};
 use ringbase_storage::vbstore::VbStore;
 
@@ -196,8 +198,7 @@ impl Rig {
             grow_bytes: 1 << 20,
             flush_bytes: 1 << 20,
             window_versions_max: 8192,
-            scrub_period_seconds: 0,
-            scrub_bytes_per_second: 0,
+            scrub: ScrubOptions::WHEN_ASKED,
             reclaim: ReclaimOptions::UNPACED,
         };
         let (wal, data) = (disk.open("wal"), disk.open("data"));

@@ -18,7 +18,7 @@ use ringbase_storage::format::superblock::Geometry;
 use ringbase_storage::io::Device;
 use ringbase_storage::io::device::{OpenOptions, RingDevice, sync_directory};
 use ringbase_storage::io::ring::{Ring, RingConfig, RingFacts};
-use ringbase_storage::shard::{FormatOptions, RecoveryReport, Shard, ShardOptions, format};
+use ringbase_storage::shard::{FormatOptions, RecoveryReport, ScrubOptions, Shard, ShardOptions, format};
 use ringbase_storage::types::{BucketId, ShardId};
 
 use super::{Orders, Step};
@@ -197,8 +197,10 @@ async fn open_shards(
     let options = ShardOptions {
         resident_bytes_max: shard_memory / 5 * 2,
         memtable_bytes_max: shard_memory / 5,
-        scrub_period_seconds: config.scrub_period.as_secs(),
-        scrub_bytes_per_second: config.scrub_rate,
+        scrub: ScrubOptions {
+            period_seconds: config.scrub_period.as_secs(),
+            bytes_per_second: config.scrub_rate,
+        },
         ..ShardOptions::default()
     };
     let cache = BlockCache::new(core_memory - core_memory / 5 * 2);

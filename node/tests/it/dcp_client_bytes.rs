@@ -37,7 +37,9 @@ use ringbase_storage::env::sim::SimExecutor;
 use ringbase_storage::format::manifest_record::BucketDesc;
 use ringbase_storage::format::superblock::Geometry;
 use ringbase_storage::io::sim::SimDisk;
-use ringbase_storage::shard::{FormatOptions, Home, ReclaimOptions, Shard, ShardOptions, format};
+use ringbase_storage::shard::{
+    FormatOptions, Home, ReclaimOptions, ScrubOptions, Shard, ShardOptions, format,
+};
 use ringbase_storage::types::{BucketId, Kind, ShardId, VbId};
 use ringbase_storage::vbstore::{NewVersion, VbStore};
 
@@ -79,8 +81,7 @@ impl World {
                 grow_bytes: GROW_BYTES,
                 flush_bytes: 16 << 10,
                 window_versions_max: 60,
-                scrub_period_seconds: 0,
-                scrub_bytes_per_second: 0,
+                scrub: ScrubOptions::WHEN_ASKED,
                 reclaim: ReclaimOptions::UNPACED,
             };
             let (wal, data) = (disk.open("wal"), disk.open("data"));

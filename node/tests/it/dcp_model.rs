@@ -27,7 +27,9 @@ use ringbase_storage::format::manifest_record::BucketDesc;
 use ringbase_storage::format::superblock::Geometry;
 use ringbase_storage::io::sim::SimDisk;
 use ringbase_storage::mutant::{Mutant, turn_on};
-use ringbase_storage::shard::{FormatOptions, Home, ReclaimOptions, Shard, ShardOptions, format};
+use ringbase_storage::shard::{
+    FormatOptions, Home, ReclaimOptions, ScrubOptions, Shard, ShardOptions, format,
+};
 use ringbase_storage::types::{BucketId, Kind, Seqno, ShardId, VbId, VbUuid};
 use ringbase_storage::vbstore::{NewVersion, VbStore, WriteError};
 
@@ -53,8 +55,7 @@ const OPTIONS: ShardOptions = ShardOptions {
     grow_bytes: 256 << 10,
     flush_bytes: 16 << 10,
     window_versions_max: 60,
-    scrub_period_seconds: 0,
-    scrub_bytes_per_second: 0,
+    scrub: ScrubOptions::WHEN_ASKED,
     reclaim: ReclaimOptions::UNPACED,
 };
 

@@ -37,7 +37,7 @@ pub(crate) use memory::BucketMemory;
 pub use memory::BucketMemoryStats;
 pub use metrics::{Counter, Recorder, ShardMetrics};
 pub use open::{FormatOptions, OpenError, RecoveryReport, format};
-pub use scrub::{SCRUB_DAMAGE_MAX, ScrubDamage, ScrubPart, ScrubStatus};
+pub use scrub::{SCRUB_DAMAGE_MAX, ScrubDamage, ScrubOptions, ScrubPart, ScrubStatus};
 pub use vbucket::VbRole;
 
 use self::compactor::Compaction;
@@ -70,10 +70,8 @@ pub struct ShardOptions {
     pub flush_bytes: usize,
     /// Versions of a vbucket that stay in memory in seqno order after they were flushed, for streams that are nearly up to date.
     pub window_versions_max: usize,
-    /// Seconds between the end of a scrub and the next one by itself; 0 for never.
-    pub scrub_period_seconds: u64,
-    /// Bytes that a scrub reads in a second, 0 for as many as it can.
-    pub scrub_bytes_per_second: u64,
+    /// When and how fast all of it is verified.
+    pub scrub: ScrubOptions,
     /// When and how fast space is reclaimed.
     pub reclaim: ReclaimOptions,
 }
@@ -86,8 +84,7 @@ impl Default for ShardOptions {
             grow_bytes: 64 << 20,
             flush_bytes: 8 << 20,
             window_versions_max: 8192,
-            scrub_period_seconds: 7 * 24 * 3600,
-            scrub_bytes_per_second: 8 << 20,
+            scrub: ScrubOptions::DEFAULT,
             reclaim: ReclaimOptions::DEFAULT,
         }
     }

@@ -266,7 +266,7 @@ pub(super) async fn open(
         flushing: Lock::default(),
         flush_wanted: Cell::new(false),
         closing: Cell::new(false),
-        scrub: Scrub::new(options.scrub_bytes_per_second),
+        scrub: Scrub::new(options.scrub.bytes_per_second),
         forgetting: Cell::new(0),
         vbuckets: RefCell::default(),
     });

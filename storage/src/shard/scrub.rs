@@ -43,6 +43,24 @@ const PAUSE_MIN: Duration = Duration::from_millis(5);
 const MANIFEST_TRIES: u32 = 10;
 const MANIFEST_AGAIN: Duration = Duration::from_millis(100);
 
+/// When and how fast a shard is scrubbed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ScrubOptions {
+    /// Seconds between the end of a pass and the next one by itself; 0 for never.
+    pub period_seconds: u64,
+    /// Bytes that a pass reads in a second, 0 for as many as it can.
+    pub bytes_per_second: u64,
+}
+
+impl ScrubOptions {
+    /// Once a week, 8 MiB a second.
+    pub const DEFAULT: ScrubOptions =
+        ScrubOptions { period_seconds: 7 * 24 * 3600, bytes_per_second: 8 << 20 };
+
+    /// Only when asked for, as fast as it can.
+    pub const WHEN_ASKED: ScrubOptions = ScrubOptions { period_seconds: 0, bytes_per_second: 0 };
+}
+
 /// What a damaged block holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -171,7 +189,7 @@ enum Object {
 impl ShardCore {
     /// Passes, as they are asked for and as time goes on.
     pub(super) async fn run_scrubs(self: Rc<Self>) {
-        let period = Duration::from_secs(self.options.scrub_period_seconds);
+        let period = Duration::from_secs(self.options.scrub.period_seconds);
         let mut next = period.min(FIRST_AFTER);
         loop {
             let scrub = &self.scrub;

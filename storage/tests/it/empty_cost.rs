@@ -12,7 +12,7 @@ use ringbase_storage::io::Device;
 use ringbase_storage::io::blocking::BlockingHost;
 use ringbase_storage::io::device::{OpenOptions, RingDevice};
 use ringbase_storage::io::ring::RingConfig;
-use ringbase_storage::shard::{FormatOptions, ReclaimOptions, Shard, ShardOptions, format};
+use ringbase_storage::shard::{FormatOptions, ReclaimOptions, ScrubOptions, Shard, ShardOptions, format};
 use ringbase_storage::types::ShardId;
 
 use crate::device::scratch;
@@ -36,8 +36,7 @@ const OPTIONS: ShardOptions = ShardOptions {
     grow_bytes: 256 << 10,
     flush_bytes: 1 << 20,
     window_versions_max: 8192,
-    scrub_period_seconds: 0,
-    scrub_bytes_per_second: 0,
+    scrub: ScrubOptions::WHEN_ASKED,
     reclaim: ReclaimOptions::UNPACED,
 };
 

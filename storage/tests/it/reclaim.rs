@@ -545,7 +545,7 @@ fn uniform_overwrites_take_little_space_and_few_writes() {
             grow_bytes: 1 << 20,
             flush_bytes: 256 << 10,
             window_versions_max: 100,
-            reclaim: ReclaimOptions::UNPACED,
+            ..OPTIONS
         };
         let (shard, _) = open_shard_with(&sim.env(), &disk, 1 << 20, options).await.unwrap();
         shard.create_bucket(default_bucket()).await.unwrap();

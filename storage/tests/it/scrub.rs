@@ -9,7 +9,7 @@ use ringbase_storage::env::sim::SimExecutor;
 use ringbase_storage::inspect::{InspectOptions, inspect_shard};
 use ringbase_storage::io::sim::{Fault, Injection, SimDisk};
 use ringbase_storage::mutant::{Mutant, turn_on};
-use ringbase_storage::shard::{ScrubPart, ScrubStatus, Shard, ShardOptions};
+use ringbase_storage::shard::{ScrubOptions, ScrubPart, ScrubStatus, Shard, ShardOptions};
 use ringbase_storage::types::VbId;
 use ringbase_storage::vbstore::WriteError;
 
@@ -170,7 +170,8 @@ fn a_pass_keeps_to_its_rate_ends_when_it_must_and_comes_by_itself() {
     fill(&sim, &shard, &model, 5);
     sim.block_on(shard.close()).unwrap();
     shard.detach();
-    let options = ShardOptions { scrub_period_seconds: PERIOD, scrub_bytes_per_second: 50_000, ..OPTIONS };
+    let options =
+        ShardOptions { scrub: ScrubOptions { period_seconds: PERIOD, bytes_per_second: 50_000 }, ..OPTIONS };
     let env = sim.env();
     let (shard, _) = sim.block_on(open_shard_with(&env, &disk, 0, options)).unwrap();
     sim.run_for(Duration::from_secs(PERIOD - 1));

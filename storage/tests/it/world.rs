@@ -16,7 +16,7 @@ use ringbase_storage::format::superblock::Geometry;
 use ringbase_storage::io::sim::SimDisk;
 use ringbase_storage::scan::{Content, KeyRange, KeyScan, Limits, SeqnoScan, Stop, VersionScan};
 use ringbase_storage::shard::{
-    FormatOptions, OpenError, ReclaimOptions, RecoveryReport, Shard, ShardOptions, format,
+    FormatOptions, OpenError, ReclaimOptions, RecoveryReport, ScrubOptions, Shard, ShardOptions, format,
 };
 use ringbase_storage::types::{BucketId, Cas, Kind, Seqno, ShardId, VbId};
 use ringbase_storage::vbstore::{Found, NewVersion, ReadView, VbStore, WriteError};
@@ -31,8 +31,7 @@ pub(crate) const OPTIONS: ShardOptions = ShardOptions {
     grow_bytes: 256 << 10,
     flush_bytes: 32 << 10,
     window_versions_max: 40,
-    scrub_period_seconds: 0,
-    scrub_bytes_per_second: 0,
+    scrub: ScrubOptions::WHEN_ASKED,
     reclaim: ReclaimOptions::UNPACED,
 };
 

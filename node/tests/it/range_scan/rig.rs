@@ -22,7 +22,9 @@ use ringbase_storage::env::{Clock, Env};
 use ringbase_storage::format::manifest_record::BucketDesc;
 use ringbase_storage::format::superblock::Geometry;
 use ringbase_storage::io::sim::SimDisk;
-use ringbase_storage::shard::{FormatOptions, Home, ReclaimOptions, Shard, ShardOptions, format};
+use ringbase_storage::shard::{
+    FormatOptions, Home, ReclaimOptions, ScrubOptions, Shard, ShardOptions, format,
+};
 use ringbase_storage::sync::Event;
 use ringbase_storage::types::{BucketId, Kind, Seqno, ShardId, VbId};
 use ringbase_storage::vbstore::{NewVersion, VbStore, WriteError};
@@ -38,8 +40,7 @@ const OPTIONS: ShardOptions = ShardOptions {
     grow_bytes: 1 << 20,
     flush_bytes: 32 << 10,
     window_versions_max: 8192,
-    scrub_period_seconds: 0,
-    scrub_bytes_per_second: 0,
+    scrub: ScrubOptions::WHEN_ASKED,
     reclaim: ReclaimOptions::UNPACED,
 };
 

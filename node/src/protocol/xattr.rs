@@ -23,7 +23,7 @@
 //! - What [`Section::validate`] has passed, every other function here takes without an error.
 //!
 //! Cost: splitting reads four bytes; the rest is one pass over the keys, and over the values in [`Section::validate`]. Only a section of more than
-//! [`PAIRS_COMPARED`] pairs, and one that loses some of its pairs but not all, allocates.
+//! a few pairs, and one that loses some of its pairs but not all, allocates.
 //!
 //! Does not know: compression (the value is inflated), which commands change which pairs.
 //! Source: KV data operations, xattr section.

@@ -1,8 +1,8 @@
 //! A shard: one write-ahead log, one data file, and the vbuckets whose mutations they carry.
 //!
-//! Three tasks work for it: the commit task writes what the vbuckets appended, a group at a time; the flush task moves the oldest memtables to
-//! the data file when the log is half full; the compaction task gives back the space of what is dead. A failed sync or manifest change fails the shard for good: reads go on, nothing is acknowledged
-//! any more.
+//! Four tasks work for it: the commit task writes what the vbuckets appended, a group at a time; the flush task moves the oldest memtables to
+//! the data file when the log is half full; the compaction task gives back the space of what is dead; the scrub task reads everything now and then. A
+//! failed sync or manifest change fails the shard for good: reads go on, nothing is acknowledged any more.
 //!
 //! | error | stops |
 //! |---|---|

@@ -28,6 +28,8 @@ pub(super) struct Look {
     pub(super) stored: u64,
     /// Bytes that the data files have on disk, logs apart.
     pub(super) data_bytes: u64,
+    /// Of these: bytes that something is stored in, or that a scan still holds.
+    pub(super) used_bytes: u64,
     /// Bytes that the node has written since it was started, its logs and manifests included.
     pub(super) written_bytes: u64,
     /// Key runs of all vbuckets.
@@ -50,6 +52,7 @@ impl Look {
             seconds: started.elapsed().as_secs_f64(),
             stored: number(&stats, "cmd_set")?,
             data_bytes: data_bytes(data).map_err(BenchError::file("measure", data))?,
+            used_bytes: number(&stats, "data_file_bytes")?.saturating_sub(number(&stats, "data_free_bytes")?),
             written_bytes: number(&stats, "ep_io_total_write_bytes")?,
             key_runs: number(&stats, "key_runs")?,
             segments: number(&stats, "seqlog_segments")?,

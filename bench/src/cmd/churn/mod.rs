@@ -7,7 +7,7 @@
 //! Invariants
 //! - Every write is answered; one that is refused for want of room is asked again, and counted.
 //! - A held scan brings every document once in the end, or the measurement fails.
-//! - Amplification is counted from after the load: bytes that the node wrote through its ring, blocks that its data files have.
+//! - Amplification is counted from after the load: bytes that the node wrote through its ring, bytes of its data files that are in use.
 //!
 //! Does not know: how results are shown (`output`).
 
@@ -135,9 +135,9 @@ struct Found {
 }
 
 impl Found {
-    /// Bytes that data files have for a byte of documents.
+    /// Bytes in use for a byte of documents.
     fn space(&self, look: &Look) -> f64 {
-        look.data_bytes as f64 / self.live_bytes as f64
+        look.used_bytes as f64 / self.live_bytes as f64
     }
 
     fn space_most(&self) -> f64 {

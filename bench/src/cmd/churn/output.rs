@@ -25,7 +25,7 @@ pub(super) fn write(results: &Results, out: &Path) -> Result<(), BenchError> {
     for found in &results.found {
         put_hgrm(&out.join(format!("set-{}-us.hgrm", name(found))), &found.latency, 1000.0)?;
     }
-    plot(results, "Space", "bytes on disk for a byte of documents", &out.join("space.svg"), space)?;
+    plot(results, "Space", "bytes in use for a byte of documents", &out.join("space.svg"), space)?;
     plot(results, "Throughput", "thousand writes a second", &out.join("throughput.svg"), throughput)
 }
 
@@ -46,15 +46,15 @@ fn name(found: &Found) -> String {
 
 fn raw_csv(results: &Results) -> String {
     let mut csv = String::from(
-        "keys,held,moment,seconds,stored,data_bytes,written_bytes,key_runs,segments,resident_bytes\n",
+        "keys,held,moment,seconds,stored,data_bytes,used_bytes,written_bytes,key_runs,segments,resident_bytes\n",
     );
     for found in &results.found {
         let mut row = |moment: &str, look: &Look| {
-            let Look { seconds, stored, data_bytes, written_bytes, key_runs, segments, resident_bytes } =
-                look;
+            let Look { seconds, stored, data_bytes, used_bytes, written_bytes, .. } = look;
+            let Look { key_runs, segments, resident_bytes, .. } = look;
             writeln!(
                 csv,
-                "{},{},{moment},{seconds:.3},{stored},{data_bytes},{written_bytes},{key_runs},{segments},{resident_bytes}",
+                "{},{},{moment},{seconds:.3},{stored},{data_bytes},{used_bytes},{written_bytes},{key_runs},{segments},{resident_bytes}",
                 found.keys.name(),
                 found.held.name()
             )
@@ -67,7 +67,7 @@ fn raw_csv(results: &Results) -> String {
     csv
 }
 
-const COLUMNS: [&str; 14] = [
+const COLUMNS: [&str; 15] = [
     "overwrites",
     "held scans",
     "writes/s",
@@ -78,13 +78,14 @@ const COLUMNS: [&str; 14] = [
     "p99 us",
     "longest ms",
     "refused",
+    "file",
     "space most",
     "space at rest",
     "space released",
     "write amplification",
 ];
 
-fn row(found: &Found) -> [String; 14] {
+fn row(found: &Found) -> [String; 15] {
     let micros = |quantile: f64| format!("{:.0}", found.latency.value_at_quantile(quantile) as f64 / 1e3);
     let of_write = |seconds: f64| format!("{:.1}", seconds * 1e6 / found.writes as f64);
     let space = |look: &Look| format!("{:.2}", found.space(look));
@@ -99,6 +100,7 @@ fn row(found: &Found) -> [String; 14] {
         micros(0.99),
         format!("{:.1}", found.latency.max() as f64 / 1e6),
         found.refused.to_string(),
+        format!("{:.2}", found.rest.data_bytes as f64 / found.live_bytes as f64),
         format!("{:.2}", found.space_most()),
         space(&found.rest),
         found.released.as_ref().map_or_else(String::new, space),
@@ -111,8 +113,8 @@ fn summary(results: &Results) -> String {
     let rows: Vec<_> = found.iter().map(row).collect();
     let most = |of: fn(&Look) -> u64| found.iter().flat_map(|found| &found.looks).map(of).max().unwrap_or(0);
     format!(
-        "{}, {}; {}.\n\n{documents} documents with values of {value_bytes} bytes, a node of {cores} cores. Space is what the data files have on disk \
-         for a byte of keys and values, write amplification what the node writes for one that is overwritten, its log included, until it is \
+        "{}, {}; {}.\n\n{documents} documents with values of {value_bytes} bytes, a node of {cores} cores. File is the length of \
+         the data files for a byte of keys and values, space what of it is in use; write amplification what the node writes for one that is overwritten, its log included, until it is \
          at rest. The longest write is from the moment its place in the pipeline was free.\n\n{}\nAt most {} key runs and {} segments, {} MiB \
          resident.\n",
         machine.ran(),
@@ -140,6 +142,7 @@ fn as_value(results: &Results) -> Value {
                 "latency": quantiles(&found.latency),
                 "refused": found.refused,
                 "live_bytes": found.live_bytes,
+                "file_bytes": found.rest.data_bytes,
                 "space_most": found.space_most(),
                 "space_at_rest": found.space(&found.rest),
                 "space_released": found.released.as_ref().map(|look| found.space(look)),
@@ -206,10 +209,11 @@ mod tests {
 
     #[test]
     fn amplifications_are_ratios_to_documents_and_to_overwrites() {
-        let look = |stored: u64, data_bytes: u64, written_bytes: u64| Look {
+        let look = |stored: u64, used_bytes: u64, written_bytes: u64| Look {
             seconds: stored as f64 / 1000.0,
             stored,
-            data_bytes,
+            data_bytes: 3_000_000,
+            used_bytes,
             written_bytes,
             ..Look::default()
         };
@@ -231,7 +235,7 @@ mod tests {
         assert_eq!((found.space_most(), found.write_amplification()), (2.5, 4.0));
         let cells = row(&found);
         assert_eq!(cells[2..4], ["1000".to_owned(), "1.0".to_owned()]);
-        assert_eq!(cells[10..], ["2.50", "1.50", "1.20", "4.00"].map(str::to_owned));
+        assert_eq!(cells[10..], ["3.00", "2.50", "1.50", "1.20", "4.00"].map(str::to_owned));
         assert_eq!(space(&found, 1000), [(0, 1.1), (20, 2.5)]);
         assert_eq!(throughput(&found, 1000), [(20, 1.0)]);
     }

@@ -10,14 +10,14 @@ use std::time::Duration;
 use rand::RngExt;
 use ringbase_storage::env::sim::SimExecutor;
 use ringbase_storage::io::sim::SimDisk;
-use ringbase_storage::mutant::{Mutant, turn_on};
+use ringbase_storage::mutant::Mutant;
 use ringbase_storage::shard::Shard;
 use ringbase_storage::types::{Seqno, VbId};
 use ringbase_storage::vbstore::{VbStore, WriteError};
 
 use crate::world::{
-    BUCKET, Model, VBUCKETS, WAL_BLOCKS, check_recovered, check_view, each_seed, new_world, open_shard, put,
-    rng,
+    self, BUCKET, Model, VBUCKETS, WAL_BLOCKS, check_recovered, check_view, each_seed, new_world, open_shard,
+    put, rng, with_mutant,
 };
 
 /// What the seeds ran into: a checker that never sees a torn log or a merge proves little.
@@ -206,13 +206,7 @@ fn what_was_reported_persisted_survives_a_crash_at_any_point() {
 
 /// The first of `seeds` at which the checker notices, with the fault turned on.
 fn caught_at(mutant: Mutant, seeds: u64) -> Option<u64> {
-    let _on = turn_on(mutant);
-    let hook = std::panic::take_hook();
-    std::panic::set_hook(Box::new(|_| {}));
-    let caught = (0..seeds)
-        .find(|seed| catch_unwind(AssertUnwindSafe(|| run_seed(*seed, &mut Coverage::default()))).is_err());
-    std::panic::set_hook(hook);
-    caught
+    world::caught_at(mutant, seeds, |seed| run_seed(seed, &mut Coverage::default()))
 }
 
 /// G2: the checker notices a build that acknowledges before the sync, within 200 images.
@@ -273,11 +267,7 @@ fn a_crash_at_any_step_of_a_flush_loses_nothing() {
 /// G1: the checker notices a flush that is committed before its blocks are durable.
 #[test]
 fn committing_a_flush_before_its_sync_is_caught() {
-    let _on = turn_on(Mutant::NoDataSync);
-    let hook = std::panic::take_hook();
-    std::panic::set_hook(Box::new(|_| {}));
-    let caught = caught_within_a_flush();
-    std::panic::set_hook(hook);
+    let caught = with_mutant(Mutant::NoDataSync, caught_within_a_flush);
     assert!(caught.is_some());
 }
 

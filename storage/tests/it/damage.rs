@@ -6,11 +6,11 @@ use rand::RngExt;
 use ringbase_storage::env::sim::SimExecutor;
 use ringbase_storage::format::batch::{Log, peek_batch};
 use ringbase_storage::io::sim::{Fault, Injection, SimDisk};
-use ringbase_storage::mutant::{Mutant, turn_on};
+use ringbase_storage::mutant::Mutant;
 use ringbase_storage::types::{Seqno, VbId};
 use ringbase_storage::vbstore::{Found, WriteError};
 
-use crate::world::{BUCKET, Model, VBUCKETS, format_shard, new_world, open_shard, put, rng};
+use crate::world::{BUCKET, Model, VBUCKETS, format_shard, new_world, open_shard, put, rng, with_mutant};
 
 pub(crate) const SECTOR: usize = 512;
 
@@ -115,11 +115,9 @@ fn a_flipped_bit_in_any_sector_is_noticed_or_changes_nothing() {
 #[test]
 fn not_looking_at_block_checksums_is_caught() {
     let (disk, model) = build(11, true);
-    let _on = turn_on(Mutant::NoBlockCheck);
-    let hook = std::panic::take_hook();
-    std::panic::set_hook(Box::new(|_| {}));
-    let caught = catch_unwind(AssertUnwindSafe(|| flip_every_sector(&disk, &model, true))).is_err();
-    std::panic::set_hook(hook);
+    let caught = with_mutant(Mutant::NoBlockCheck, || {
+        catch_unwind(AssertUnwindSafe(|| flip_every_sector(&disk, &model, true))).is_err()
+    });
     assert!(caught);
 }
 
@@ -156,11 +154,7 @@ fn a_damaged_log_is_reported_and_never_cut() {
 /// G4: the checker notices a build that takes all damage for a torn tail.
 #[test]
 fn cutting_damage_is_caught() {
-    let _on = turn_on(Mutant::CutDamage);
-    let hook = std::panic::take_hook();
-    std::panic::set_hook(Box::new(|_| {}));
-    let caught = catch_unwind(|| open_with_damaged_log(5)).is_err();
-    std::panic::set_hook(hook);
+    let caught = with_mutant(Mutant::CutDamage, || catch_unwind(|| open_with_damaged_log(5)).is_err());
     assert!(caught);
 }
 

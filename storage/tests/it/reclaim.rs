@@ -13,7 +13,7 @@ use rand::rngs::Xoshiro256PlusPlus;
 use ringbase_storage::compaction::{SEGMENT_BYTES_MIN, SEGMENTS_MAX};
 use ringbase_storage::env::sim::SimExecutor;
 use ringbase_storage::io::sim::{Fault, Injection, SimDisk};
-use ringbase_storage::mutant::{Mutant, turn_on};
+use ringbase_storage::mutant::Mutant;
 use ringbase_storage::scan::SeqnoScan;
 use ringbase_storage::seqlog::Segment;
 use ringbase_storage::shard::{ReclaimOptions, Shard, ShardOptions};
@@ -22,8 +22,8 @@ use ringbase_storage::vbstore::{ReadView, VbStore, WriteError};
 
 use crate::crash::reported;
 use crate::world::{
-    BUCKET, Model, OPTIONS, VBUCKETS, VbModel, check_recovered, check_view, default_bucket, each_seed,
-    format_shard_with, new_world, open_shard, open_shard_with, put, rng,
+    self, BUCKET, Model, OPTIONS, VBUCKETS, VbModel, check_recovered, check_view, default_bucket, each_seed,
+    format_shard_with, new_world, open_shard, open_shard_with, put, rng, with_mutant,
 };
 
 /// Bytes of a record beside key and value: its place, its head, the frame's header.
@@ -277,13 +277,7 @@ fn nothing_is_lost_and_no_space_is_kept_when_segments_are_rewritten_under_views_
 }
 
 fn caught_at(mutant: Mutant, seeds: u64) -> Option<u64> {
-    let _on = turn_on(mutant);
-    let hook = std::panic::take_hook();
-    std::panic::set_hook(Box::new(|_| {}));
-    let caught = (0..seeds)
-        .find(|seed| catch_unwind(AssertUnwindSafe(|| run_seed(*seed, &mut Coverage::default()))).is_err());
-    std::panic::set_hook(hook);
-    caught
+    world::caught_at(mutant, seeds, |seed| run_seed(seed, &mut Coverage::default()))
 }
 
 /// The checker notices a view that is moved to a segment without the records that it sees.
@@ -412,11 +406,7 @@ fn a_crash_at_any_step_of_a_compaction_leaves_old_or_new() {
 /// G1: the checker notices a segment that is named before its blocks are durable.
 #[test]
 fn naming_a_rewritten_segment_before_its_sync_is_caught() {
-    let _on = turn_on(Mutant::NoReclaimSync);
-    let hook = std::panic::take_hook();
-    std::panic::set_hook(Box::new(|_| {}));
-    let caught = caught_within_a_compaction(6);
-    std::panic::set_hook(hook);
+    let caught = with_mutant(Mutant::NoReclaimSync, || caught_within_a_compaction(6));
     assert!(caught.is_some());
 }
 

@@ -14,6 +14,7 @@ use ringbase_storage::env::sim::SimExecutor;
 use ringbase_storage::format::manifest_record::BucketDesc;
 use ringbase_storage::format::superblock::Geometry;
 use ringbase_storage::io::sim::SimDisk;
+use ringbase_storage::mutant::{Mutant, turn_on};
 use ringbase_storage::scan::{Content, KeyRange, KeyScan, Limits, SeqnoScan, Stop, VersionScan};
 use ringbase_storage::shard::{
     FormatOptions, OpenError, ReclaimOptions, RecoveryReport, ScrubOptions, Shard, ShardOptions, format,
@@ -82,6 +83,21 @@ pub(crate) fn each_seed(default: u64, mut run: impl FnMut(u64) -> u64) -> u64 {
         })
     });
     outcomes.sum()
+}
+
+/// Runs `look` with a fault turned on; what panics in it says nothing.
+pub(crate) fn with_mutant<T>(mutant: Mutant, look: impl FnOnce() -> T) -> T {
+    let _on = turn_on(mutant);
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|_| {}));
+    let found = look();
+    std::panic::set_hook(hook);
+    found
+}
+
+/// The first of `seeds` at which a checker notices, with the fault turned on.
+pub(crate) fn caught_at(mutant: Mutant, seeds: u64, run: impl Fn(u64)) -> Option<u64> {
+    with_mutant(mutant, || (0..seeds).find(|seed| catch_unwind(AssertUnwindSafe(|| run(*seed))).is_err()))
 }
 
 pub(crate) async fn format_shard(env: &Env, disk: &SimDisk) -> Result<(), OpenError> {

@@ -12,6 +12,7 @@
 
 mod atomic;
 pub mod cache;
+pub mod causes;
 #[cfg(all(test, any(loom, shuttle)))]
 mod checking;
 pub mod collections;

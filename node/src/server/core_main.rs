@@ -5,13 +5,13 @@
 //!
 //! Does not know: the other cores.
 
-use std::error::Error;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use ringbase_storage::cache::BlockCache;
+use ringbase_storage::causes::whole;
 use ringbase_storage::env::Env;
 use ringbase_storage::format::manifest_record::BucketDesc;
 use ringbase_storage::format::superblock::Geometry;
@@ -79,20 +79,6 @@ pub(super) enum CoreReport {
     Serving,
     ConnectionsEnded,
     Failed(String),
-}
-
-/// An error with all its causes.
-fn whole(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        source = cause.source();
-    }
-    text
 }
 
 pub(super) async fn run_core(plan: CorePlan, tell: impl Fn(CoreReport)) {

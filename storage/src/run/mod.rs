@@ -93,6 +93,12 @@ impl Run {
         self.extents.set_named(named);
     }
 
+    /// Whether a durable manifest names it.
+    #[must_use]
+    pub fn is_named(&self) -> bool {
+        self.extents.is_named()
+    }
+
     /// The earliest expiry in it that still has to be dealt with: `u32::MAX` if there is none, `None` if it must be looked for.
     #[must_use]
     pub fn next_expiry(&self) -> Option<u32> {

@@ -16,6 +16,7 @@ use crate::run::write_object_block;
 #[derive(Debug)]
 pub struct Marks {
     desc: MarksDesc,
+    identity: BlockIdentity,
     extents: Extents,
 }
 
@@ -30,11 +31,12 @@ impl Marks {
         desc: &MarksDesc,
     ) -> Result<(Marks, Vec<DeathMark>), ReadError> {
         let identity = BlockIdentity { object: desc.id, kind: BlockType::Marks, ..identity };
-        let at = BlockAt { identity, place: desc.block.start, blocks: desc.block.blocks };
-        let (bytes, payload) = read_uncached(space, &at).await?;
-        let marks = decode_marks(&bytes[payload]).map_err(|source| damaged(space, at.place, source))?;
         let extents = Extents::named(space.clone(), vec![desc.block]);
-        Ok((Marks { desc: desc.clone(), extents }, marks))
+        let marks = Marks { desc: desc.clone(), identity, extents };
+        let at = marks.block_at();
+        let (bytes, payload) = read_uncached(space, &at).await?;
+        let decoded = decode_marks(&bytes[payload]).map_err(|source| damaged(space, at.place, source))?;
+        Ok((marks, decoded))
     }
 
     /// Writes marks, if there are any, under the id `id`. They are not durable yet, and no manifest names them.
@@ -55,13 +57,25 @@ impl Marks {
         let extents =
             write_object_block(space, purpose, &identity, marks.len() as u32, &encode_marks(marks)).await?;
         let desc = MarksDesc { id, marks: marks.len() as u64, block: extents.list()[0] };
-        Ok(Some(Marks { desc, extents }))
+        Ok(Some(Marks { desc, identity, extents }))
     }
 
     /// What the manifest says of them.
     #[must_use]
     pub fn desc(&self) -> &MarksDesc {
         &self.desc
+    }
+
+    /// Where they lie.
+    #[must_use]
+    pub fn block_at(&self) -> BlockAt {
+        BlockAt { identity: self.identity, place: self.desc.block.start, blocks: self.desc.block.blocks }
+    }
+
+    /// Whether a durable manifest names them.
+    #[must_use]
+    pub fn is_named(&self) -> bool {
+        self.extents.is_named()
     }
 
     /// A durable manifest names them from now on, or no longer does.

@@ -55,11 +55,7 @@ impl SegmentWriter {
     /// # Errors
     /// Of allocation or writing.
     pub async fn push(&mut self, item: &Item) -> io::Result<()> {
-        let record_len = seqlog_record_len(item);
-        if !self.builder.fits(record_len) {
-            self.seal_block().await?;
-        }
-        self.totals.record_bytes += record_len as u64;
+        self.make_room(seqlog_record_len(item)).await?;
         self.builder.push(self.identity.vb, item);
         Ok(())
     }
@@ -69,12 +65,17 @@ impl SegmentWriter {
     /// # Errors
     /// Of allocation or writing.
     pub async fn push_record(&mut self, record: &SeqlogRecord<'_>) -> io::Result<()> {
-        let record_len = record.stored_len();
+        self.make_room(record.stored_len()).await?;
+        self.builder.push_record(record);
+        Ok(())
+    }
+
+    /// A record of so many bytes comes.
+    async fn make_room(&mut self, record_len: usize) -> io::Result<()> {
         if !self.builder.fits(record_len) {
             self.seal_block().await?;
         }
         self.totals.record_bytes += record_len as u64;
-        self.builder.push_record(record);
         Ok(())
     }
 

@@ -43,6 +43,7 @@ pub use vbucket::VbRole;
 use self::compactor::Compaction;
 use self::memory::ShardMemory;
 use crate::cache::{BlockCache, CacheStats};
+use crate::causes::whole;
 use crate::env::Env;
 use crate::extent::{Space, SpaceStats};
 use crate::format::manifest_record::{BucketDesc, Record};
@@ -191,12 +192,7 @@ impl ShardCore {
 
     /// The shard has failed for good.
     fn fail(&self, reason: &dyn std::error::Error) {
-        let mut text = reason.to_string();
-        let mut source = reason.source();
-        while let Some(cause) = source {
-            text = format!("{text}: {cause}");
-            source = cause.source();
-        }
+        let text = whole(reason);
         tracing::error!(shard = self.geometry.shard.0, reason = %text, "shard has failed; no write is accepted any more");
         self.failure.borrow_mut().get_or_insert(text.into());
         self.commit_event.notify_all();

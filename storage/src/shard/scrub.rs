@@ -12,20 +12,20 @@
 //! Does not know: who asks, what is done about damage.
 
 use std::cell::{Cell, RefCell};
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::time::Duration;
 
 use futures_lite::future::or;
 
 use super::{Shard, ShardCore};
 use crate::cache::Admission;
-use crate::format::block::{BlockIdentity, BlockType};
+use crate::causes::whole;
 use crate::io::BLOCK_BYTES;
 use crate::manifest::{ManifestError, load, read_root};
 use crate::mutant::{Mutant, is_on};
 use crate::reader::{BlockAt, read, read_uncached};
 use crate::run::Run;
-use crate::seqlog::Segment;
+use crate::seqlog::{Marks, Segment};
 use crate::sync::Event;
 use crate::types::{BucketId, Seqno, VbId};
 use crate::vbstore::VbStore;
@@ -179,13 +179,6 @@ impl Shard {
 /// The pass was ended.
 struct Ended;
 
-/// An object of a vbucket, by the id under which the manifest names it.
-enum Object {
-    Segment(u64),
-    Run(u64),
-    Marks(u64),
-}
-
 impl ShardCore {
     /// Passes, as they are asked for and as time goes on.
     pub(super) async fn run_scrubs(self: Rc<Self>) {
@@ -241,86 +234,50 @@ impl ShardCore {
     }
 
     /// Goes through the objects that a vbucket has now. One that is replaced meanwhile was read when it was written anew.
-    async fn scrub_vbucket(&self, store: &Rc<VbStore>) -> Result<(), Ended> {
-        let objects: Vec<Object> = {
-            let version = store.version();
-            let segments = version.segments.iter().map(|segment| Object::Segment(segment.desc().id));
-            let runs = version.runs.iter().map(|run| Object::Run(run.desc().id));
-            let state = self.manifest.state();
-            let described = state.vbuckets.get(&(store.bucket(), store.id()));
-            let marks = described.into_iter().flat_map(|one| &one.marks).map(|marks| Object::Marks(marks.id));
-            segments.chain(runs).chain(marks).collect()
-        };
-        for object in objects {
-            match object {
-                Object::Segment(id) => {
-                    let version = store.version();
-                    let found = version.segments.iter().find(|segment| segment.desc().id == id).cloned();
-                    drop(version);
-                    if let Some(segment) = found {
-                        self.scrub_segment(store, &segment).await?;
-                    }
-                }
-                Object::Run(id) => {
-                    let version = store.version();
-                    let found = version.runs.iter().find(|run| run.desc().id == id).cloned();
-                    drop(version);
-                    if let Some(run) = found {
-                        self.scrub_run(store, &run).await?;
-                    }
-                }
-                Object::Marks(id) => self.scrub_marks(store, id).await?,
-            }
+    async fn scrub_vbucket(&self, store: &VbStore) -> Result<(), Ended> {
+        let (version, marks) = store.on_disk();
+        let segments: Vec<Weak<Segment>> = version.segments.iter().map(Rc::downgrade).collect();
+        let runs: Vec<Weak<Run>> = version.runs.iter().map(Rc::downgrade).collect();
+        let marks: Vec<Weak<Marks>> = marks.iter().map(Rc::downgrade).collect();
+        drop(version);
+        for segment in segments.iter().filter_map(Weak::upgrade).filter(|segment| segment.is_named()) {
+            self.scrub_segment(store, &segment).await?;
+        }
+        for run in runs.iter().filter_map(Weak::upgrade).filter(|run| run.is_named()) {
+            self.scrub_run(store, &run).await?;
+        }
+        for marks in marks.iter().filter_map(Weak::upgrade).filter(|marks| marks.is_named()) {
+            self.scrub_block(store, ScrubPart::Marks, &marks.block_at(), None).await?;
         }
         Ok(())
     }
 
     async fn scrub_segment(&self, store: &VbStore, segment: &Segment) -> Result<(), Ended> {
         let seqnos = Some((segment.desc().first, segment.desc().last));
-        self.scrub_block(store, ScrubPart::DocumentIndex, &segment.index_at(), seqnos, || true).await?;
+        self.scrub_block(store, ScrubPart::DocumentIndex, &segment.index_at(), seqnos).await?;
         for fence in segment.fences() {
             let (at, seqnos) = (segment.block_at(fence), Some((fence.first, fence.last)));
-            self.scrub_block(store, ScrubPart::Documents, &at, seqnos, || true).await?;
+            self.scrub_block(store, ScrubPart::Documents, &at, seqnos).await?;
         }
         Ok(())
     }
 
     async fn scrub_run(&self, store: &VbStore, run: &Run) -> Result<(), Ended> {
-        self.scrub_block(store, ScrubPart::KeyIndex, &run.index_at(), None, || true).await?;
+        self.scrub_block(store, ScrubPart::KeyIndex, &run.index_at(), None).await?;
         for part in 0..run.parts() {
-            self.scrub_block(store, ScrubPart::Keys, &run.key_part_at(part), None, || true).await?;
-            self.scrub_block(store, ScrubPart::Metadata, &run.meta_part_at(part), None, || true).await?;
+            self.scrub_block(store, ScrubPart::Keys, &run.key_part_at(part), None).await?;
+            self.scrub_block(store, ScrubPart::Metadata, &run.meta_part_at(part), None).await?;
         }
         Ok(())
     }
 
-    /// Nothing holds the block of marks but the manifest.
-    async fn scrub_marks(&self, store: &VbStore, id: u64) -> Result<(), Ended> {
-        let block = || {
-            let state = self.manifest.state();
-            let described = state.vbuckets.get(&(store.bucket(), store.id()))?;
-            described.marks.iter().find(|marks| marks.id == id).map(|marks| marks.block)
-        };
-        let Some(extent) = block() else { return Ok(()) };
-        let identity = BlockIdentity {
-            shard_uuid: self.shard_uuid(),
-            bucket: store.bucket(),
-            vb: store.id(),
-            object: id,
-            kind: BlockType::Marks,
-        };
-        let at = BlockAt { identity, place: extent.start, blocks: extent.blocks };
-        self.scrub_block(store, ScrubPart::Marks, &at, None, || block() == Some(extent)).await
-    }
-
-    /// Reads one block, twice if need be. What is not named any more when it turns out to be damaged is somebody else's by now.
+    /// Reads one block of an object that is held, twice if need be.
     async fn scrub_block(
         &self,
         store: &VbStore,
         part: ScrubPart,
         at: &BlockAt,
         seqnos: Option<(Seqno, Seqno)>,
-        is_named: impl Fn() -> bool,
     ) -> Result<(), Ended> {
         self.scrub_pause(u64::from(at.blocks) * BLOCK_BYTES as u64).await?;
         let once = || async {
@@ -334,7 +291,7 @@ impl ShardCore {
             return Ok(());
         }
         let Err(error) = once().await else { return Ok(()) };
-        if store.has_ended() || !is_named() {
+        if store.has_ended() {
             return Ok(());
         }
         let (bucket, vb) = (store.bucket(), store.id());
@@ -345,7 +302,7 @@ impl ShardCore {
             vb: Some(vb),
             offset: Some(offset),
             seqnos,
-            error: text_of(&error),
+            error: whole(&error),
         });
         Ok(())
     }
@@ -380,7 +337,7 @@ impl ShardCore {
             let Err(error) = verified.await else { return Ok(()) };
             or(self.scrub.changed.until(|| self.ends_scrubs()), self.env.spawn.sleep(MANIFEST_AGAIN)).await;
             if self.manifest.written() == before {
-                let (part, error) = (ScrubPart::Manifest, text_of(&error));
+                let (part, error) = (ScrubPart::Manifest, whole(&error));
                 let (bucket, vb, offset, seqnos) = (None, None, None, None);
                 self.note_damage(ScrubDamage { part, bucket, vb, offset, seqnos, error });
                 return Ok(());
@@ -411,18 +368,4 @@ impl ShardCore {
         scrub.status.borrow_mut().read_bytes += bytes;
         Ok(())
     }
-}
-
-/// An error with its causes.
-fn text_of(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        source = cause.source();
-    }
-    text
 }

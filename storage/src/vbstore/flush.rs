@@ -166,7 +166,7 @@ impl VbStore {
         }
         if let Some(marks) = marks_written {
             marks.set_named(true);
-            state.marks.push(marks);
+            state.marks.push(Rc::new(marks));
         }
         let lowest_end = state.lowest_view_end().unwrap_or(Seqno(u64::MAX));
         for mark in &marks {

@@ -151,7 +151,7 @@ struct State {
     views: Vec<Weak<view::ViewCell>>,
     fetching: hashbrown::HashMap<Box<[u8]>, Vec<Continuation>, ahash::RandomState>,
     /// Blocks of death marks.
-    marks: Vec<Marks>,
+    marks: Vec<Rc<Marks>>,
     /// Marks for segments that are being rewritten.
     arrivals: Option<reclaim::Arrivals>,
     /// Versions in memory in order; all there are, if the vbucket lives in memory only, which has neither memtables nor a version on disk.
@@ -225,7 +225,7 @@ impl VbStore {
             failover_log: described.failover_log.clone(),
             views: Vec::new(),
             fetching: hashbrown::HashMap::default(),
-            marks,
+            marks: marks.into_iter().map(Rc::new).collect(),
             arrivals: None,
             versions: Versions::new(counts.flushed_seqno),
             overhead_booked: 0,
@@ -406,9 +406,10 @@ impl VbStore {
         &self.core
     }
 
-    /// What it has on disk now.
-    pub(crate) fn version(&self) -> Rc<Version> {
-        self.state.borrow().version.clone()
+    /// What it has on disk now, death marks apart.
+    pub(crate) fn on_disk(&self) -> (Rc<Version>, Vec<Rc<Marks>>) {
+        let state = self.state.borrow();
+        (state.version.clone(), state.marks.clone())
     }
 
     fn identity(&self) -> BlockIdentity {

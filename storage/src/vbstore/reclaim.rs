@@ -275,7 +275,7 @@ impl VbStore {
         }
         state.marks.retain(|old| !marks_removed.contains(&old.desc().id));
         marks.iter().for_each(|marks| marks.set_named(true));
-        state.marks.splice(0..0, marks);
+        state.marks.splice(0..0, marks.into_iter().map(Rc::new));
         if sources.is_empty() {
             return;
         }

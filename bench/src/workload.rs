@@ -48,6 +48,24 @@ pub(crate) struct NodeArgs {
     pub(crate) memory: String,
 }
 
+/// Where results go.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ResultArgs {
+    /// Where raw.csv, summary.md, histograms and plots go [default: COMMAND-results beside the scratch directory].
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: Option<PathBuf>,
+    /// Print the results as JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+impl ResultArgs {
+    /// The directory for the results of this command.
+    pub(crate) fn directory(&self, scratch: &Scratch, command: &str) -> PathBuf {
+        self.out.clone().unwrap_or_else(|| scratch.path().with_file_name(format!("{command}-results")))
+    }
+}
+
 /// The keys to scan.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct KeyArgs {

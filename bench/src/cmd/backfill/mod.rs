@@ -21,7 +21,6 @@ mod rows;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -39,7 +38,7 @@ use crate::loopback;
 use crate::machine::Machine;
 use crate::node::{Control, NodeOptions, NodeProcess, number};
 use crate::recorder;
-use crate::workload::{NodeArgs, PlaceArgs, Scratch};
+use crate::workload::{NodeArgs, PlaceArgs, ResultArgs, Scratch};
 use beside::Beside;
 use ceiling::StreamFrames;
 use drain::{DrainPlan, Drained, drain};
@@ -128,12 +127,8 @@ pub(crate) struct BackfillArgs {
     /// Few documents, few combinations: shows that all works, its figures mean little.
     #[arg(long)]
     quick: bool,
-    /// Where raw.csv, summary.md, histograms and plots go [default: backfill-results beside the scratch directory].
-    #[arg(long, value_name = "DIR")]
-    out: Option<PathBuf>,
-    /// Print the results as JSON.
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    results: ResultArgs,
 }
 
 /// Everything that was measured.
@@ -228,7 +223,7 @@ impl Settings {
 pub(crate) fn run(args: &BackfillArgs) -> Result<(), BenchError> {
     let settings = args.settings()?;
     let scratch = Scratch::make(&args.place, "backfill")?;
-    let out = args.out.clone().unwrap_or_else(|| scratch.path().with_file_name("backfill-results"));
+    let out = args.results.directory(&scratch, "backfill");
     std::fs::create_dir_all(&out).map_err(BenchError::file("make", &out))?;
     let probe_bytes = if args.quick { PROBE_BYTES / 8 } else { PROBE_BYTES };
     let mut bench = Bench {
@@ -258,7 +253,7 @@ pub(crate) fn run(args: &BackfillArgs) -> Result<(), BenchError> {
     }
     let Bench { mut results, .. } = bench;
     results.machine.finish();
-    output::write(&results, args.json, &out)
+    output::write(&results, args.results.json, &out)
 }
 
 /// The measurement under way.

@@ -14,7 +14,6 @@
 mod look;
 mod output;
 
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -30,7 +29,7 @@ use crate::error::BenchError;
 use crate::machine::Machine;
 use crate::node::NodeProcess;
 use crate::traffic::{self, Documents, KEY_BYTES, KeyChoice, Operations, Run, Target};
-use crate::workload::{NodeArgs, PlaceArgs, Scratch};
+use crate::workload::{NodeArgs, PlaceArgs, ResultArgs, Scratch};
 use look::Look;
 
 /// The bucket that a new node has.
@@ -86,12 +85,8 @@ pub(crate) struct ChurnArgs {
     /// Few documents, few writes: shows that all works, its figures mean little.
     #[arg(long)]
     quick: bool,
-    /// Where raw.csv, summary.md, histograms and plots go [default: churn-results beside the scratch directory].
-    #[arg(long, value_name = "DIR")]
-    out: Option<PathBuf>,
-    /// Print the results as JSON.
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    results: ResultArgs,
 }
 
 /// Whether scans are held.
@@ -165,7 +160,7 @@ pub(crate) fn run(args: &ChurnArgs) -> Result<(), BenchError> {
     let documents = args.documents.unwrap_or(if args.quick { 20_000 } else { 500_000 });
     let documents = Documents::new(documents, args.value_bytes, args.seed)?;
     let place = Scratch::make(&args.place, "churn")?;
-    let out = args.out.clone().unwrap_or_else(|| place.path().with_file_name("churn-results"));
+    let out = args.results.directory(&place, "churn");
     let mut machine = Machine::look(place.path());
     drop(place);
     let mut found = Vec::new();
@@ -179,7 +174,7 @@ pub(crate) fn run(args: &ChurnArgs) -> Result<(), BenchError> {
     let (count, value_bytes, cores) = (documents.count(), args.value_bytes, args.cores);
     let results = Results { machine, documents: count, value_bytes, cores, found };
     output::write(&results, &out)?;
-    output::show(&results, args.json, &out);
+    output::show(&results, args.results.json, &out);
     Ok(())
 }
 

@@ -29,7 +29,7 @@ use crate::error::BenchError;
 use crate::machine::Machine;
 use crate::recorder;
 use crate::traffic::{self, Documents, KEY_BYTES, KeyChoice, Mix, Operations, Run};
-use crate::workload::{NodeArgs, PlaceArgs, Scratch};
+use crate::workload::{NodeArgs, PlaceArgs, ResultArgs, Scratch};
 use cell::{Axes, Cell, Group};
 use results::{MemoryRow, Row};
 use servers::{BucketType, Memcached, Server, ServerKind};
@@ -100,12 +100,8 @@ pub(crate) struct KvArgs {
     /// Few documents, few cells, short runs: shows that all works, its figures mean little.
     #[arg(long)]
     quick: bool,
-    /// Where raw.csv, memory.csv, summary.md, histograms and plots go [default: kv-results beside the scratch directory].
-    #[arg(long, value_name = "DIR")]
-    out: Option<PathBuf>,
-    /// Print the results as JSON.
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    results: ResultArgs,
 }
 
 /// Everything that was measured.
@@ -199,7 +195,7 @@ pub(crate) fn run(args: &KvArgs) -> Result<(), BenchError> {
         false => Some(Memcached::find(&args.memcached)?),
     };
     let scratch = Scratch::make(&args.place, "kv")?;
-    let out = args.out.clone().unwrap_or_else(|| scratch.path().with_file_name("kv-results"));
+    let out = args.results.directory(&scratch, "kv");
     std::fs::create_dir_all(&out).map_err(BenchError::file("make", &out))?;
     let groups = settings.axes.groups(args.full);
     let mut bench = Bench {
@@ -228,7 +224,7 @@ pub(crate) fn run(args: &KvArgs) -> Result<(), BenchError> {
     }
     let Bench { mut results, .. } = bench;
     results.machine.finish();
-    output::write(&results, args.json, &out)
+    output::write(&results, args.results.json, &out)
 }
 
 /// The measurement under way.

@@ -11,7 +11,6 @@
 mod latencies;
 mod output;
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
@@ -28,7 +27,7 @@ use crate::machine::Machine;
 use crate::node::{CacheCounts, Control, NodeOptions, NodeProcess, number};
 use crate::recorder;
 use crate::report::{Kind, Row};
-use crate::workload::{BufferSize, KeyArgs, NodeArgs, Scratch, key_records};
+use crate::workload::{BufferSize, KeyArgs, NodeArgs, ResultArgs, Scratch, key_records};
 
 /// Bytes of the file whose sequential reads are the ceiling of cold scans.
 const PROBE_BYTES: u64 = 512 << 20;
@@ -63,12 +62,8 @@ pub(crate) struct ScanArgs {
     /// A small data set and two rounds: shows that all works, its figures mean little.
     #[arg(long)]
     quick: bool,
-    /// Where raw.csv, summary.md, histograms and plots go [default: scan-results beside the scratch directory].
-    #[arg(long, value_name = "DIR")]
-    out: Option<PathBuf>,
-    /// Print the summary as JSON.
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    results: ResultArgs,
 }
 
 /// Times of the buffers of warm key-only scans, as the node has measured them, in nanoseconds.
@@ -109,7 +104,7 @@ pub(crate) fn run(args: &ScanArgs) -> Result<(), BenchError> {
         ));
     }
     let scratch = Scratch::make(&args.node.place, "scan")?;
-    let out = args.out.clone().unwrap_or_else(|| scratch.path().with_file_name("scan-results"));
+    let out = args.results.directory(&scratch, "scan");
     std::fs::create_dir_all(&out).map_err(BenchError::file("make", &out))?;
     let machine = Machine::look(scratch.path());
 

@@ -27,7 +27,7 @@ pub(super) fn write(results: &Results, args: &ScanArgs, out: &Path) -> Result<()
         put_hgrm(&out.join(format!("{name}.hgrm")), histogram, MICROSECOND)?;
     }
     plots(results, args, &summaries, out)?;
-    if args.json {
+    if args.results.json {
         println!("{}", as_json(results, &summaries));
     } else {
         print!("{text}");

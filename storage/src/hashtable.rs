@@ -55,6 +55,7 @@ struct Ratio(usize, usize);
 #[derive(Debug, Default)]
 pub struct HashTable {
     shared: Option<Arc<Shared>>,
+    seed: u64,
     len: usize,
     item_bytes: usize,
     table_bytes: usize,
@@ -81,6 +82,14 @@ impl HashTable {
     /// Where [`HashTable::visit_slots`] begins.
     pub const TOP: usize = usize::MAX;
 
+    /// An empty table. Where its keys go depends on `seed`, which a client must not know: else it could put all of them in one place.
+    #[must_use]
+    pub fn new(seed: u64) -> HashTable {
+        let mut table = HashTable::default();
+        table.seed = seed;
+        table
+    }
+
     /// A handle for readers. The first one of a table that was never filled allocates what they share.
     #[must_use]
     pub fn reader(&mut self) -> TableReader {
@@ -88,7 +97,7 @@ impl HashTable {
     }
 
     fn share(&mut self) -> Arc<Shared> {
-        self.shared.get_or_insert_with(|| Arc::new(Shared::new())).clone()
+        self.shared.get_or_insert_with(|| Arc::new(Shared::new(self.seed))).clone()
     }
 
     /// The resident version of `key`.

@@ -9,7 +9,7 @@ use crate::types::Kind;
 
 /// Keys whose hashes end in these bits, the lowest two of them.
 pub(super) fn keys<const N: usize>(bits: [u64; N]) -> [Vec<u8>; N] {
-    let hasher = hasher();
+    let hasher = hasher(0);
     let mut candidates = 0u32..;
     bits.map(|bits| {
         let key = candidates

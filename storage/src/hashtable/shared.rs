@@ -69,18 +69,14 @@ pub(super) fn parent_of(index: usize) -> usize {
     index - (1 << index.ilog2())
 }
 
-/// Each table has its own seeds; under a model checker, which repeats itself, all have the same.
-pub(super) fn hasher() -> ahash::RandomState {
-    if cfg!(any(loom, shuttle)) {
-        ahash::RandomState::with_seeds(1, 2, 3, 4)
-    } else {
-        ahash::RandomState::new()
-    }
+/// Where keys go is decided by the table's seed alone.
+pub(super) fn hasher(seed: u64) -> ahash::RandomState {
+    ahash::RandomState::with_seeds(seed, !seed, seed.rotate_left(21), seed.rotate_left(42))
 }
 
 impl Shared {
-    pub(super) fn new() -> Shared {
-        Shared { state: AtomicU64::new(0), hasher: hasher(), directory: Directory::new() }
+    pub(super) fn new(seed: u64) -> Shared {
+        Shared { state: AtomicU64::new(0), hasher: hasher(seed), directory: Directory::new() }
     }
 
     #[inline]

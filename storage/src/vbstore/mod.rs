@@ -220,7 +220,7 @@ impl VbStore {
             )),
             active: Memtable::default(),
             frozen: VecDeque::new(),
-            table: HashTable::default(),
+            table: HashTable::new(core.env().random_u64()),
             version: Rc::new(version),
             failover_log: described.failover_log.clone(),
             views: Vec::new(),

@@ -5,6 +5,10 @@
 //! merged at most log4(data / flush) times, with equal flushes half as often. What such stretches leave are few of each size; where an odd pattern leaves
 //! more than [`SEGMENTS_MAX`] segments and one for each [`SEGMENT_BYTES_MIN`] of live data, the cheapest stretch goes whatever its shape. That is the bound.
 //!
+//! Key runs. More than [`RUNS_AT_REST`] are too many: of all stretches of neighbours the one is merged ([`run_stretch`]) that costs least for what it does
+//! about that, where a stretch counts for more the longer it is. So levels form by themselves, small runs are merged often and large ones seldom: with
+//! equal flushes each byte is merged about 5 times when a thousand of them have come together, 8 times with five thousand.
+//!
 //! Does not know: what is in segments, when to compact, how fast.
 
 use std::ops::Range;
@@ -115,10 +119,111 @@ pub fn crowded(segments: &[Use], bytes_max: u64) -> Option<Range<usize>> {
     cheapest.map(|(_, range)| range)
 }
 
+/// Key runs of a vbucket that nothing is done about.
+pub const RUNS_AT_REST: usize = 6;
+
+/// Records of replaced versions in all runs together, as a share of those that are newest, above which all runs become one.
+const STALE_SHARE_MAX: f64 = 0.5;
+
+/// A key run, as far as planning goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RunUse {
+    /// Bytes of its blocks.
+    pub bytes: u64,
+    /// Its records.
+    pub records: u64,
+    /// Whether it cannot be merged: somebody does that already, or an attempt to read it would fail again.
+    pub is_taken: bool,
+}
+
+/// Runs that should become one: all, if much in them is stale, where `keys` are in all of them; else neighbours, if there are more than `at_rest`.
+#[must_use]
+pub fn run_stretch(runs: &[RunUse], keys: u64, at_rest: usize) -> Option<Range<usize>> {
+    let records: u64 = runs.iter().map(|run| run.records).sum();
+    let largest = runs.iter().map(|run| run.records).max().unwrap_or_default();
+    // A run has each key once: whatever the count of keys says, what comes of the merge is no smaller than the largest.
+    let is_stale = records as f64 > keys.max(largest) as f64 * (1.0 + STALE_SHARE_MAX);
+    if runs.len() > 1 && is_stale && !runs.iter().any(|run| run.is_taken) {
+        return Some(0..runs.len());
+    }
+    if runs.len() <= at_rest {
+        return None;
+    }
+    let mut cheapest: Option<(f64, Range<usize>)> = None;
+    for start in 0..runs.len() {
+        let mut bytes = 0;
+        for (end, run) in runs.iter().enumerate().skip(start) {
+            if run.is_taken {
+                break;
+            }
+            bytes += run.bytes;
+            let fewer = (end - start) as f64;
+            let cost = bytes as f64 / fewer.powi(3);
+            if end > start && cheapest.as_ref().is_none_or(|(least, _)| cost <= *least) {
+                cheapest = Some((cost, start..end + 1));
+            }
+        }
+    }
+    cheapest.map(|(_, range)| range)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    /// Flushes of so many new keys each, and what is merged of it: most runs at rest, how often each byte was merged.
+    fn flush_runs(sizes: impl Iterator<Item = u64>) -> (usize, f64) {
+        let (mut runs, mut keys, mut merged, mut most) = (Vec::new(), 0, 0, 0);
+        for records in sizes {
+            keys += records;
+            runs.push(RunUse { bytes: records * 50, records, is_taken: false });
+            while let Some(range) = run_stretch(&runs, keys, RUNS_AT_REST) {
+                let stretch = &runs[range.clone()];
+                let (bytes, records) =
+                    (stretch.iter().map(|run| run.bytes).sum(), stretch.iter().map(|run| run.records).sum());
+                merged += bytes;
+                runs.splice(range, [RunUse { bytes, records, is_taken: false }]);
+            }
+            most = most.max(runs.len());
+        }
+        (most, merged as f64 / (keys * 50) as f64)
+    }
+
+    #[test]
+    fn new_keys_are_merged_in_levels() {
+        for (flushes, bound) in [(100, 3.0), (1000, 6.0), (5000, 10.0)] {
+            let (most, amplification) = flush_runs((0..flushes).map(|_| 1000));
+            assert!(
+                most <= RUNS_AT_REST && amplification < bound,
+                "{flushes}: {most} runs, {amplification} times"
+            );
+        }
+    }
+
+    #[test]
+    fn runs_full_of_stale_versions_become_one_and_one_that_is_taken_stays_out() {
+        let run = |records| RunUse { bytes: records * 50, records, is_taken: false };
+        let mut runs = vec![run(1000), run(300), run(300)];
+        assert_eq!(run_stretch(&runs, 1000, RUNS_AT_REST), Some(0..3), "1,600 records of 1,000 keys");
+        assert_eq!(run_stretch(&runs, 1600, RUNS_AT_REST), None);
+        assert_eq!(run_stretch(&runs, 0, RUNS_AT_REST), Some(0..3));
+        assert_eq!(run_stretch(&runs[..1], 0, RUNS_AT_REST), None);
+        runs[1].is_taken = true;
+        assert_eq!(run_stretch(&runs, 1000, RUNS_AT_REST), None);
+        runs.splice(0..0, [run(9000), run(9000)]);
+        assert_eq!(run_stretch(&runs, 20_000, 4), Some(0..3), "a taken run parts the others");
+        runs.iter_mut().for_each(|run| run.is_taken = true);
+        assert_eq!(run_stretch(&runs, 20_000, 4), None);
+    }
+
+    proptest! {
+        #[test]
+        fn the_number_of_runs_is_bounded_whatever_is_flushed(sizes in prop::collection::vec(1u64..1_000_000, 1..300)) {
+            let (most, _) = flush_runs(sizes.into_iter());
+            prop_assert!(most <= RUNS_AT_REST);
+        }
+    }
 
     fn segment(live: u64, dead: u64) -> Use {
         let all_bytes = live + dead;

@@ -524,6 +524,7 @@ mod tests {
             segments: vec![],
             marks: vec![],
             collections: Default::default(),
+            purged: Default::default(),
         }))
     }
 

@@ -31,6 +31,12 @@ struct Entry {
     former: Former,
 }
 
+impl Entry {
+    fn mark(&self) -> DeathMark {
+        DeathMark { dead: self.former.seqno, by: self.item.seqno(), bytes: self.former.bytes }
+    }
+}
+
 impl Borrow<[u8]> for Entry {
     fn borrow(&self) -> &[u8] {
         self.item.key()
@@ -158,18 +164,22 @@ impl Memtable {
         found.pop().filter(|item| item.seqno() == seqno)
     }
 
-    /// Which older records these versions make dead, in the order of the dead.
+    /// Which older records these versions make dead, in the order of the dead: none of the tombstones up to `purged`, which are no more.
     #[must_use]
-    pub fn marks(&self) -> Vec<DeathMark> {
+    pub fn marks(&self, purged: Seqno) -> Vec<DeathMark> {
+        let is_there = |former: &Former| former.live || former.seqno > purged;
         let entries = self.by_key.iter().filter(|entry| entry.former.seqno != Seqno(0));
-        let mark = |Entry { item, former }: &Entry| DeathMark {
-            dead: former.seqno,
-            by: item.seqno(),
-            bytes: former.bytes,
-        };
-        let mut marks: Vec<DeathMark> = entries.map(mark).collect();
+        let mut marks: Vec<DeathMark> =
+            entries.filter(|entry| is_there(&entry.former)).map(Entry::mark).collect();
         marks.sort_unstable_by_key(|mark| mark.dead);
         marks
+    }
+
+    /// The tombstones outside up to `last` that versions here replace.
+    pub fn replaced_tombstones(&self, last: Seqno) -> impl Iterator<Item = DeathMark> {
+        let is_tombstone = |former: &Former| !former.live && former.seqno != Seqno(0);
+        let entries = self.by_key.iter().filter(move |entry| is_tombstone(&entry.former));
+        entries.filter(move |entry| entry.former.seqno <= last).map(Entry::mark)
     }
 
     /// Number of versions.
@@ -269,7 +279,7 @@ mod tests {
         table.insert(item(13, "a"), former(11), 9);
         let keys: Vec<_> = table.iter().map(|item| (item.key().to_vec(), item.seqno().0)).collect();
         assert_eq!(keys, [(b"a".to_vec(), 13), (b"b".to_vec(), 12)]);
-        assert_eq!(table.marks(), [DeathMark { dead: Seqno(4), by: Seqno(12), bytes: 104 }]);
+        assert_eq!(table.marks(Seqno(0)), [DeathMark { dead: Seqno(4), by: Seqno(12), bytes: 104 }]);
         assert_eq!(table.first_position(), Some(7));
         assert_eq!(table.at_or_after(b"a", true).unwrap().key(), b"b");
         assert_eq!(table.bytes(), table.iter().map(|item| item.resident_bytes()).sum::<usize>());

@@ -22,6 +22,10 @@ pub enum Mutant {
     NoDeathMarks,
     /// Views are moved to rewritten segments, whether they see the same there or not.
     ReclaimUnderViews,
+    /// A version that replaced a tombstone which was purged since marks it dead.
+    MarkPurged,
+    /// Tombstones are purged however young they are.
+    PurgeYoung,
     /// Rewritten segments are committed without syncing the data file first (G1).
     NoReclaimSync,
     /// Marks that arrive while a segment is rewritten do not come to the new one.

@@ -152,7 +152,7 @@ pub struct Collection {
     pub created: Seqno,
     /// The event that dropped it; 0 while it is there.
     pub dropped: Seqno,
-    /// Live documents; of one that was dropped: those that are not erased yet.
+    /// Live documents; of one that was dropped: those that it had, in memory those that are not erased yet.
     pub items: u64,
     /// Bytes of their keys and values.
     pub bytes: u64,

@@ -5,9 +5,12 @@
 //!
 //! Does not know: when a change is made, where the manifest lies.
 
+pub use self::purge_desc::{PurgeDesc, PurgedPart};
 use super::bytes::{Reader, WriteLe};
 use super::{FormatError, LOG_GENERATIONS_MAX};
 use crate::types::{BucketId, Cas, Collection, FailoverEntry, Scope, Seqno, VbId, VbUuid};
+
+mod purge_desc;
 
 const WHAT: &str = "manifest record";
 
@@ -118,6 +121,8 @@ pub struct VbState {
     pub marks: Vec<MarksDesc>,
     /// Its collections as of the last flush, in a record of their own ([`Record::Collections`]); none before the first flush.
     pub collections: CollectionsDesc,
+    /// What was purged of it, in a record of its own ([`Record::Purge`]).
+    pub purged: PurgeDesc,
 }
 
 /// The collections and scopes that a vbucket ever had, each ascending by id. Empty: it has the default ones, uncounted.
@@ -229,6 +234,15 @@ pub enum Record {
         vb: VbId,
         /// The collections.
         desc: CollectionsDesc,
+    },
+    /// What is purged of a vbucket; follows the merge that did it.
+    Purge {
+        /// Whose.
+        bucket: BucketId,
+        /// Which.
+        vb: VbId,
+        /// All that was ever.
+        purged: PurgeDesc,
     },
     /// What a vbucket is to its clients, with the branches that come of it.
     Role {
@@ -485,6 +499,7 @@ impl VbState {
             segments: list(reader, 48, SegmentDesc::read)?,
             marks: list(reader, 28, MarksDesc::read)?,
             collections: CollectionsDesc::default(),
+            purged: PurgeDesc::default(),
         })
     }
 }
@@ -627,6 +642,12 @@ impl Record {
                 put_list(out, marks_removed, |id, out| out.put_u64(*id));
                 put_list(out, marks, MarksDesc::put);
             }
+            Record::Purge { bucket, vb, purged } => {
+                out.put_u8(15);
+                out.put_u32(bucket.0);
+                out.put_u16(vb.0);
+                purged.put(out);
+            }
         }
     }
 
@@ -697,7 +718,12 @@ impl Record {
                 marks_removed: list(reader, 8, |reader| reader.u64("marks id"))?,
                 marks: list(reader, 28, MarksDesc::read)?,
             },
-            _ => return Err(reader.invalid("tag", u64::from(tag), "1..=14")),
+            15 => Record::Purge {
+                bucket: BucketId(reader.u32("bucket")?),
+                vb: VbId(reader.u16("vbucket")?),
+                purged: PurgeDesc::read(reader)?,
+            },
+            _ => return Err(reader.invalid("tag", u64::from(tag), "1..=15")),
         })
     }
 

@@ -46,8 +46,14 @@ const WHAT: &str = "seqlog record";
 /// Bytes of the record of `item`, its place included.
 #[must_use]
 pub fn seqlog_record_len(item: &Item) -> usize {
-    let extras = if item.is_deleted() { DELETION_EXTRAS_BYTES } else { MUTATION_EXTRAS_BYTES };
-    RECORD_PREFIX_BYTES + FRAME_HEADER_BYTES + extras + item.key().len() + item.value().len() + 4
+    record_bytes(item.kind(), item.key().len(), item.value().len())
+}
+
+/// Bytes of a record of this kind with a key (with prefix) and value of these lengths, its place included.
+#[must_use]
+pub fn record_bytes(kind: Kind, key_len: usize, value_len: usize) -> usize {
+    let extras = if kind.is_deleted() { DELETION_EXTRAS_BYTES } else { MUTATION_EXTRAS_BYTES };
+    RECORD_PREFIX_BYTES + FRAME_HEADER_BYTES + extras + key_len + value_len + 4
 }
 
 /// Collects records until a block is full.

@@ -105,6 +105,7 @@ impl<'a> Objects<'a> {
             state: vb.state,
             failover_log: vb.failover_log.clone(),
             counts: vb.counts,
+            purged: vb.purged.clone(),
             disk_bytes: (runs + segments + marks).saturating_mul(BLOCK_BYTES as u64),
             runs: vb.runs.iter().map(|run| self.run(run)).collect(),
             segments: vb.segments.iter().map(|segment| self.segment(segment)).collect(),

@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::format::batch::BatchHeader;
 use crate::format::index::{DeathMark, SeqlogFence};
 use crate::format::key_block::Meta;
-use crate::format::manifest_record::{MarksDesc, Record, RunDesc, SegmentDesc, VbCounts};
+use crate::format::manifest_record::{MarksDesc, PurgeDesc, Record, RunDesc, SegmentDesc, VbCounts};
 use crate::format::superblock::Superblock;
 use crate::types::{BucketId, FailoverEntry, ItemMeta, Seqno, VbId};
 
@@ -276,6 +276,8 @@ pub struct VbReport {
     pub failover_log: Vec<FailoverEntry>,
     /// Counts as of the last flush.
     pub counts: VbCounts,
+    /// What was purged of it.
+    pub purged: PurgeDesc,
     /// Bytes in the data file.
     pub disk_bytes: u64,
     /// Runs, oldest first.

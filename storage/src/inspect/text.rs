@@ -176,12 +176,16 @@ fn write_vbucket(out: &mut dyn Write, vb: &VbReport) -> io::Result<()> {
         vb.vb,
         vb.state,
         counts.items,
-        counts.tombstones,
+        counts.tombstones.saturating_sub(vb.purged.tombstones),
         counts.flushed_seqno,
-        counts.purge_seqno,
+        counts.purge_seqno.max(vb.purged.seqno),
         counts.max_cas,
         vb.disk_bytes
     )?;
+    for part in &vb.purged.segments {
+        let (id, records, bytes) = (part.segment, part.records, part.bytes);
+        writeln!(out, "    {records} purged records, {bytes} bytes, are still in segment {id:#x}")?;
+    }
     write!(out, "    failover log:")?;
     for entry in &vb.failover_log {
         write!(out, " ({:#x}, {})", entry.uuid.0, entry.seqno)?;

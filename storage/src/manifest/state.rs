@@ -8,7 +8,9 @@
 use std::collections::BTreeMap;
 
 use crate::format::FormatError;
-use crate::format::manifest_record::{BucketDesc, CollectionsDesc, Extent, Record, SegmentDesc, VbState};
+use crate::format::manifest_record::{
+    BucketDesc, CollectionsDesc, Extent, PurgeDesc, Record, SegmentDesc, VbState,
+};
 use crate::types::{BucketId, VbId};
 
 /// Everything the manifest says.
@@ -97,6 +99,7 @@ impl ManifestState {
                 self.next_object = ids.map(|id| id + 1).fold(self.next_object, u64::max);
                 let state = self.vbucket(bucket, vb)?;
                 replace_segments(&mut state.segments, &removed, segment)?;
+                state.purged.segments.retain(|part| !removed.contains(&part.segment));
                 let before = state.marks.len();
                 state.marks.retain(|old| !marks_removed.contains(&old.id));
                 if state.marks.len() + marks_removed.len() != before {
@@ -106,6 +109,7 @@ impl ManifestState {
                 state.marks.splice(0..0, marks);
             }
             Record::Collections { bucket, vb, desc } => self.vbucket(bucket, vb)?.collections = desc,
+            Record::Purge { bucket, vb, purged } => self.vbucket(bucket, vb)?.purged = purged,
         }
         Ok(())
     }
@@ -147,6 +151,9 @@ impl ManifestState {
             }
             if desc != CollectionsDesc::default() {
                 records.push(Record::Collections { bucket, vb, desc });
+            }
+            if vbucket.purged != PurgeDesc::default() {
+                records.push(Record::Purge { bucket, vb, purged: vbucket.purged.clone() });
             }
         }
         records

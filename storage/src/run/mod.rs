@@ -19,8 +19,8 @@ use std::rc::Rc;
 
 pub use cursor::{Cursor, ReadAhead};
 pub use filter::{Filter, filter_hash};
-pub use merge::MergeError;
-pub use merge::merge_runs;
+pub(crate) use merge::unreadable;
+pub use merge::{MergeError, Newest, merge_runs};
 pub use writer::RunWriter;
 pub(crate) use writer::{join, write_object_block};
 
@@ -30,6 +30,7 @@ use crate::format::block::{BlockIdentity, BlockType};
 use crate::format::index::{KeyFence, decode_run_index};
 use crate::format::key_block::{KeyPart, Meta, leb128, meta_at};
 use crate::format::manifest_record::RunDesc;
+use crate::io::BLOCK_BYTES;
 use crate::reader::{BlockAt, ReadError, damaged, read, read_uncached};
 use crate::types::Seqno;
 
@@ -44,6 +45,7 @@ pub struct Run {
     extents: Extents,
     /// Earliest expiry of a document that nobody has dealt with; `u32::MAX` for none, `None` if not known.
     next_expiry: Cell<Option<u32>>,
+    is_unreadable: Cell<bool>,
 }
 
 /// A key found in a run.
@@ -72,13 +74,32 @@ impl Run {
         let mut list = desc.extents.clone();
         list.push(desc.index);
         let extents = Extents::named(space.clone(), list);
-        Ok(Run { desc, identity, space, fences, filter, extents, next_expiry: Cell::new(None) })
+        let (next_expiry, is_unreadable) = (Cell::new(None), Cell::new(false));
+        Ok(Run { desc, identity, space, fences, filter, extents, next_expiry, is_unreadable })
     }
 
     /// What the manifest says of it.
     #[must_use]
     pub fn desc(&self) -> &RunDesc {
         &self.desc
+    }
+
+    /// Bytes of its blocks, index included.
+    #[must_use]
+    pub fn device_bytes(&self) -> u64 {
+        let blocks: u64 = self.extents.list().iter().map(|extent| u64::from(extent.blocks)).sum();
+        blocks * BLOCK_BYTES as u64
+    }
+
+    /// An attempt to merge it has met a block that cannot be read.
+    pub fn set_unreadable(&self) {
+        self.is_unreadable.set(true);
+    }
+
+    /// Whether it is of no use to try to merge it.
+    #[must_use]
+    pub fn is_unreadable(&self) -> bool {
+        self.is_unreadable.get()
     }
 
     /// Resident bytes: fences and filter.

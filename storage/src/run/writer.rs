@@ -131,8 +131,9 @@ impl RunWriter {
         self.desc.index = index.list()[0];
         let extents = join(&self.space, parts, index);
         let (desc, space, fences) = (self.desc, self.space, self.fences);
-        let next_expiry = Cell::new(Some(self.next_expiry));
-        Ok(Rc::new(Run { desc, identity: self.identity, space, fences, filter, extents, next_expiry }))
+        let (next_expiry, is_unreadable) = (Cell::new(Some(self.next_expiry)), Cell::new(false));
+        let identity = self.identity;
+        Ok(Rc::new(Run { desc, identity, space, fences, filter, extents, next_expiry, is_unreadable }))
     }
 }
 

@@ -151,7 +151,7 @@ impl SeqnoScan {
     /// The greatest purged tombstone when it was opened: a consumer that starts at or below it may have missed deletions (T4.11).
     #[must_use]
     pub fn purge_seqno(&self) -> Seqno {
-        self.window.as_ref().map_or(self.view.store().purge_seqno(), SeqnoReading::purge_seqno)
+        self.view.purge_seqno()
     }
 
     /// Where the records came from so far.
@@ -269,6 +269,7 @@ impl SeqnoScan {
     /// # Errors
     /// `Io`, `Damaged`: nothing behind the last record shown is known.
     pub async fn run(&mut self, mut visit: impl FnMut(SeqnoRecord<'_>) -> bool) -> Result<bool, ReadError> {
+        let purged = self.view.purge_seqno();
         loop {
             self.block = None;
             match self.run_window(&mut visit).await? {
@@ -295,7 +296,8 @@ impl SeqnoScan {
                 }
                 self.next = seqno.next();
                 let newer = || self.parts.frozen.iter().any(|table| table.supersedes(seqno));
-                if segment.is_dead(seqno, self.view.end()) || newer() {
+                let is_purged = record.meta.kind.is_deleted() && seqno <= purged;
+                if is_purged || segment.is_dead(seqno, self.view.end()) || newer() {
                     continue;
                 }
                 self.counts.from_disk += 1;

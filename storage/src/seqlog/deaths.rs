@@ -26,9 +26,18 @@ pub struct Amount {
 }
 
 impl Amount {
-    fn add(&mut self, bytes: u32) {
+    /// One record more, of so many bytes.
+    pub fn add(&mut self, bytes: u32) {
         self.records += 1;
         self.bytes += u64::from(bytes);
+    }
+
+    /// One record less, of so many bytes; 0 if nobody knows.
+    pub fn take_off(&mut self, bytes: u32) {
+        let mean = self.bytes.checked_div(self.records).unwrap_or_default();
+        let bytes = if bytes == 0 { mean } else { u64::from(bytes) };
+        self.records = self.records.saturating_sub(1);
+        self.bytes = self.bytes.saturating_sub(bytes);
     }
 
     fn sub(&mut self, bytes: u32) {

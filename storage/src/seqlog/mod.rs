@@ -22,6 +22,7 @@ mod marks;
 mod writer;
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
 pub use deaths::Amount;
@@ -47,6 +48,10 @@ pub struct Segment {
     fences: Vec<SeqlogFence>,
     totals: SegmentTotals,
     deaths: RefCell<Deaths>,
+    /// Records that were purged: nobody who comes now sees them, and no mark is of them.
+    purged: Cell<Amount>,
+    /// Of those: what replaced them, for views that were opened before the purge.
+    replaced: RefCell<BTreeMap<Seqno, Seqno>>,
     extents: Extents,
     device_bytes: u64,
     /// Live records when the last attempt to rewrite it met a block that cannot be read.
@@ -87,7 +92,19 @@ impl Segment {
         let blocks: u64 = extents.list().iter().map(|extent| u64::from(extent.blocks)).sum();
         let device_bytes = blocks * BLOCK_BYTES as u64;
         let unreadable_at = Cell::new(None);
-        Segment { desc, identity, fences, totals, deaths, extents, device_bytes, unreadable_at }
+        let (purged, replaced) = (Cell::default(), RefCell::default());
+        Segment {
+            desc,
+            identity,
+            fences,
+            totals,
+            deaths,
+            purged,
+            replaced,
+            extents,
+            device_bytes,
+            unreadable_at,
+        }
     }
 
     /// What the manifest says of it.
@@ -105,6 +122,11 @@ impl Segment {
     #[must_use]
     pub fn is_named(&self) -> bool {
         self.extents.is_named()
+    }
+
+    /// So much of it was purged.
+    pub fn set_purged(&self, purged: Amount) {
+        self.purged.set(purged);
     }
 
     /// An attempt to rewrite it has met a block that cannot be read.
@@ -185,6 +207,11 @@ impl Segment {
         (self.totals.record_bytes / self.desc.records.max(1)) as u32
     }
 
+    /// A record that was purged is dead for those who end at or after `mark.by`. It is not counted again.
+    pub fn mark_purged(&self, mark: DeathMark) {
+        self.replaced.borrow_mut().insert(mark.dead, mark.by);
+    }
+
     /// Marks that every live view (the lowest ends at `lowest_end`) sees become bits.
     pub fn settle_marks(&self, lowest_end: Seqno) {
         self.deaths.borrow_mut().settle(lowest_end);
@@ -194,7 +221,10 @@ impl Segment {
     #[inline]
     #[must_use]
     pub fn is_dead(&self, seqno: Seqno, end: Seqno) -> bool {
-        self.deaths.borrow().is_dead(seqno, end)
+        self.deaths.borrow().is_dead(seqno, end) || {
+            let replaced = self.replaced.borrow();
+            !replaced.is_empty() && replaced.get(&seqno).is_some_and(|by| *by <= end)
+        }
     }
 
     /// Records that are dead, for some reader or for all.
@@ -210,7 +240,7 @@ impl Segment {
         let (dead, recent) = self.deaths.borrow().amounts();
         let device_bytes = self.device_bytes;
         let all = Amount { records: self.desc.records, bytes: self.totals.record_bytes };
-        SegmentUsage { device_bytes, all, dead, recent }
+        SegmentUsage { device_bytes, all, dead, recent, purged: self.purged.get() }
     }
 
     /// Resident bytes: fences and marks.
@@ -232,6 +262,8 @@ pub struct SegmentUsage {
     pub dead: Amount,
     /// Those that are dead, but not for the readers of some live view.
     pub recent: Amount,
+    /// Those that were purged without being dead.
+    pub purged: Amount,
 }
 
 impl SegmentUsage {
@@ -241,14 +273,18 @@ impl SegmentUsage {
         self.all += other.all;
         self.dead += other.dead;
         self.recent += other.recent;
+        self.purged += other.purged;
     }
 
     /// Records that a reader who comes now would see.
     #[must_use]
     pub fn live(&self) -> Amount {
+        let mut gone = self.dead;
+        gone += self.recent;
+        gone += self.purged;
         Amount {
-            records: self.all.records.saturating_sub(self.dead.records + self.recent.records),
-            bytes: self.all.bytes.saturating_sub(self.dead.bytes + self.recent.bytes),
+            records: self.all.records.saturating_sub(gone.records),
+            bytes: self.all.bytes.saturating_sub(gone.bytes),
         }
     }
 }

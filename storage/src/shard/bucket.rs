@@ -11,7 +11,7 @@
 use std::rc::Rc;
 
 use super::{BucketMemoryStats, Shard, ShardCore};
-use crate::format::manifest_record::{BucketDesc, CollectionsDesc, Record, VbCounts, VbState};
+use crate::format::manifest_record::{BucketDesc, CollectionsDesc, PurgeDesc, Record, VbCounts, VbState};
 use crate::manifest::ManifestError;
 use crate::types::{BucketId, FailoverEntry, Seqno, VbId};
 use crate::vbstore::{VbStore, Version};
@@ -188,6 +188,7 @@ impl ShardCore {
             segments: Vec::new(),
             marks: Vec::new(),
             collections: CollectionsDesc::default(),
+            purged: PurgeDesc::default(),
         }
     }
 

@@ -1,18 +1,20 @@
-//! The compaction task: gives blocks back that only hold what is dead, and keeps segments and death marks few.
+//! The compaction task: gives blocks back that only hold what is dead, keeps runs, segments and death marks few, and purges.
 //!
-//! It is woken by every flush, and by one that fails because the disk is full. It rewrites one stretch of segments at a time, that of the vbucket with
+//! It is woken by every flush, and by one that fails because the disk is full. Runs go first: what is merged late costs a flush or a reader. Then it
+//! rewrites one stretch of segments at a time, that of the vbucket with
 //! the greatest dead share ([`crate::compaction`]), until garbage is below its threshold. It holds the flush lock only for the manifest change, and gives
-//! way after every block. A budget of bytes a second holds while garbage is not far above the threshold.
+//! way after every block. A budget of bytes a second holds while garbage is not far above the threshold, and a vbucket has not too many runs.
 //!
 //! | error | what happens |
 //! |---|---|
+//! | a block of a run cannot be read | the run stays as it is, and nothing of the vbucket is purged until the shard is opened anew |
 //! | a block of a segment cannot be read | the segment stays as it is; it is tried again when half of what lives in it has died |
 //! | the disk is full | the next flush that fails, or succeeds, wakes the task again |
 //! | a write fails | as above |
 //! | a sync or the manifest change fails | the shard fails, as with a flush |
 //!
 //! Invariants
-//! - One at a time: nothing else takes segments away.
+//! - One at a time: nothing else takes segments away, or purges.
 //! - A change of the manifest that names what was rewritten follows the sync of it.
 //!
 //! Does not know: how segments are rewritten, what views see.
@@ -22,11 +24,12 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::ShardCore;
-use crate::compaction::{REWRITE_BYTES_MAX, Use, crowded, most_dead, wholly_dead};
+use crate::compaction::{REWRITE_BYTES_MAX, RUNS_AT_REST, Use, crowded, most_dead, wholly_dead};
 use crate::env::Env;
 use crate::mutant::{Mutant, is_on};
+use crate::run::Run;
 use crate::sync::{Event, Lock};
-use crate::vbstore::{ReclaimError, Rewritten, VbStore};
+use crate::vbstore::{Merged, ReclaimError, Rewritten, VbStore};
 
 /// Least dead share that a segment is rewritten for when the disk is full.
 const FULL_SHARE_MIN: f64 = 1.0 / 32.0;
@@ -107,10 +110,29 @@ impl Compaction {
 
 /// What there is to do.
 enum Job {
+    /// Merge these neighbours.
+    Runs(Rc<VbStore>, Vec<Rc<Run>>),
+    /// Merge all runs, without what may go.
+    Purge(Rc<VbStore>),
     /// Rewrite these neighbours.
     Segments(Rc<VbStore>, Vec<u64>),
     /// Write marks again.
     Marks(Rc<VbStore>),
+}
+
+/// What a job has written.
+enum Written {
+    Rewritten(Rewritten),
+    Merged(Merged),
+}
+
+impl Written {
+    fn is_written(&self) -> bool {
+        match self {
+            Written::Rewritten(rewritten) => rewritten.is_written(),
+            Written::Merged(merged) => merged.is_written(),
+        }
+    }
 }
 
 /// How a job ended.
@@ -147,7 +169,7 @@ impl ShardCore {
     pub(super) async fn compact(&self) {
         let working = self.compaction.working.lock().await;
         while !self.is_stopping() {
-            let Some(job) = self.next_job() else { break };
+            let Some(job) = self.next_job().await else { break };
             if matches!(self.do_job(job).await, Done::Stop) {
                 break;
             }
@@ -156,7 +178,7 @@ impl ShardCore {
         drop(working);
     }
 
-    fn next_job(&self) -> Option<Job> {
+    async fn next_job(&self) -> Option<Job> {
         let limit = self.options.reclaim.dead_share_max;
         if limit > 1.0 {
             return None;
@@ -172,6 +194,15 @@ impl ShardCore {
         let is_full = self.compaction.is_full.get();
         let share_min = if is_full { FULL_SHARE_MIN } else { limit };
         for store in stores {
+            self.env.relax().await;
+            if let Some((runs, is_urgent)) = store.runs_to_merge(RUNS_AT_REST) {
+                self.compaction.is_paced.set(!is_full && !is_urgent);
+                return Some(Job::Runs(store, runs));
+            }
+            if store.wants_purge() {
+                self.compaction.is_paced.set(!is_full);
+                return Some(Job::Purge(store));
+            }
             let segments = store.segments();
             let uses: Vec<Use> = segments.iter().map(|(_, one)| *one).collect();
             let ids = |range: std::ops::Range<usize>| segments[range].iter().map(|(id, _)| *id).collect();
@@ -215,47 +246,77 @@ impl ShardCore {
             self.compaction.pay(&self.env, self.options.reclaim.bytes_per_second, bytes).await;
             !self.is_stopping()
         };
-        let (store, rewritten) = match &job {
-            Job::Segments(store, ids) => (store, store.rewrite_segments(ids, &pace).await),
-            Job::Marks(store) => (store, store.rewrite_marks().await),
+        let (store, written) = match job {
+            Job::Runs(store, runs) => {
+                let merged = store.merge(runs, &pace).await;
+                (store, merged.map(|merged| Some(Written::Merged(merged))).map_err(ReclaimError::from))
+            }
+            Job::Purge(store) => {
+                let merged = store.merge_purging(&pace).await;
+                (store, merged.map(|merged| merged.map(Written::Merged)).map_err(ReclaimError::from))
+            }
+            Job::Segments(store, ids) => {
+                let rewritten = store.rewrite_segments(&ids, &pace).await;
+                (store, rewritten.map(|rewritten| Some(Written::Rewritten(rewritten))))
+            }
+            Job::Marks(store) => {
+                let rewritten = store.rewrite_marks().await;
+                (store, rewritten.map(|rewritten| Some(Written::Rewritten(rewritten))))
+            }
         };
-        let rewritten = match rewritten {
-            Ok(rewritten) => rewritten,
-            Err(error) => return self.report_reclaim_failure(store, &error),
+        let done = match written {
+            Ok(Some(written)) => self.commit(&store, written, started).await,
+            Ok(None) => Done::Yes,
+            Err(error) => self.report_reclaim_failure(&store, &error),
         };
-        if rewritten.is_written()
+        store.forget_upkeep();
+        done
+    }
+
+    /// Makes what was written durable, then what readers see.
+    async fn commit(&self, store: &Rc<VbStore>, written: Written, started: u64) -> Done {
+        if written.is_written()
             && !is_on(Mutant::NoReclaimSync)
             && let Err(error) = self.space.device().sync().await
         {
             self.fail(&error);
-            store.forget_rewritten();
             return Done::Stop;
         }
-        let (written, replaced) = rewritten.bytes();
-        let swapped = self.swap(store, rewritten).await;
-        if matches!(swapped, Done::Yes) {
-            self.metrics.reclaims.add(1);
-            self.metrics.reclaim_written_bytes.add(written);
-            self.metrics.reclaim_replaced_bytes.add(replaced);
-            self.metrics.reclaim_ns.record(self.env.clock.monotonic_ns() - started);
-        }
-        swapped
-    }
-
-    /// Names what was rewritten instead of what it was made of. A vbucket goes, and a flush is published, before or after.
-    async fn swap(&self, store: &Rc<VbStore>, rewritten: Rewritten) -> Done {
+        // A vbucket goes, and a flush is published, before or after.
         let _flushing = self.flushing.lock().await;
-        let is_there = self.vbucket_is(store);
-        if !is_there || self.is_stopping() {
-            store.forget_rewritten();
+        if !self.vbucket_is(store) || self.is_stopping() {
             return Done::No;
         }
-        if self.change_manifest(vec![store.reclaim_record(&rewritten)]).await.is_err() {
+        let (records, written) = match written {
+            Written::Rewritten(rewritten) => {
+                (vec![store.reclaim_record(&rewritten)], Written::Rewritten(rewritten))
+            }
+            Written::Merged(mut merged) => {
+                let Some(records) = store.merge_records(&mut merged) else { return Done::No };
+                (records, Written::Merged(merged))
+            }
+        };
+        if self.change_manifest(records).await.is_err() {
             // The manifest on disk may name these blocks: they are never given away again in this run.
-            std::mem::forget(rewritten);
+            std::mem::forget(written);
             return Done::Stop;
         }
-        store.publish_rewritten(rewritten);
+        let took_ns = self.env.clock.monotonic_ns() - started;
+        match written {
+            Written::Rewritten(rewritten) => {
+                let (written, replaced) = rewritten.bytes();
+                self.metrics.reclaims.add(1);
+                self.metrics.reclaim_written_bytes.add(written);
+                self.metrics.reclaim_replaced_bytes.add(replaced);
+                self.metrics.reclaim_ns.record(took_ns);
+                store.publish_rewritten(rewritten);
+            }
+            Written::Merged(merged) => {
+                self.metrics.merge_ns.record(took_ns);
+                self.metrics.purges.add(u64::from(merged.is_purge()));
+                store.publish_merged(merged);
+            }
+        }
         Done::Yes
     }
 
@@ -270,7 +331,7 @@ impl ShardCore {
             ReclaimError::Stopped => return Done::No,
             ReclaimError::Read(error) => {
                 self.metrics.reclaim_failures.add(1);
-                tracing::warn!(shard, bucket, vb, %error, "a segment keeps its dead records, it cannot be read");
+                tracing::warn!(shard, bucket, vb, %error, "a run or segment keeps what is dead in it, it cannot be read");
                 return Done::No;
             }
             ReclaimError::Write(error) => error,

@@ -66,6 +66,12 @@ pub struct ShardMetrics {
     pub flush_bytes: Recorder,
     /// Merges of runs.
     pub merges: Counter,
+    /// Bytes of blocks that they wrote.
+    pub merge_written_bytes: Counter,
+    /// Nanoseconds of a merge in the background, from the first read to its manifest change.
+    pub merge_ns: Recorder,
+    /// Merges that purged tombstones or erased collections.
+    pub purges: Counter,
     /// Stretches of segments that were rewritten or dropped, and rewritten marks.
     pub reclaims: Counter,
     /// Bytes of blocks that reclamation wrote.

@@ -12,6 +12,7 @@
 use std::io;
 use std::rc::Rc;
 
+use super::merging::Merged;
 use super::{RUNS_MAX, RUNS_UNMERGED_MAX, VbStore, Version};
 use crate::extent::Purpose;
 use crate::format::index::DeathMark;
@@ -19,7 +20,7 @@ use crate::format::key_block::meta_of;
 use crate::format::manifest_record::Record;
 use crate::memtable::Memtable;
 use crate::mutant::{Mutant, is_on};
-use crate::run::{MergeError, Run, RunWriter, merge_runs};
+use crate::run::{MergeError, Run, RunWriter};
 use crate::seqlog::{Marks, Segment, SegmentWriter, segment_of};
 use crate::types::Seqno;
 
@@ -53,8 +54,10 @@ pub(crate) struct Prepared {
     segment: Rc<Segment>,
     run: Rc<Run>,
     marks: Vec<DeathMark>,
+    /// Marks of records that are purged: views that were opened before may see them.
+    marks_purged: Vec<DeathMark>,
     marks_written: Option<Marks>,
-    merged: Option<(Vec<u64>, Rc<Run>)>,
+    merged: Option<Merged>,
 }
 
 impl Prepared {
@@ -67,15 +70,16 @@ impl Prepared {
 impl VbStore {
     /// Freezes the memtable if need be, and writes the oldest frozen one. `None` if there is nothing to flush.
     pub(crate) async fn prepare_flush(&self) -> Result<Option<Prepared>, FlushError> {
-        let (table, version) = {
+        let (table, version, purged) = {
             let state = &mut *self.state.borrow_mut();
             if state.frozen.is_empty() {
                 state.freeze();
             }
             let Some(table) = state.frozen.front().cloned() else { return Ok(None) };
-            (table, state.version.clone())
+            let purged = if is_on(Mutant::MarkPurged) { Seqno(0) } else { state.purged.seqno };
+            (table, state.version.clone(), purged)
         };
-        let merged = if version.runs.len() >= RUNS_MAX { self.merge(&version.runs).await? } else { None };
+        let merged = if version.runs.len() >= RUNS_MAX { self.merge_some().await? } else { None };
         let (env, space, identity) = (self.core.env(), self.core.space(), self.identity());
         let segment_id = self.core.next_object();
         let mut segment =
@@ -99,21 +103,27 @@ impl VbStore {
             env.relax().await;
         }
         let run = run.finish().await?;
-        let marks = if is_on(Mutant::NoDeathMarks) { Vec::new() } else { table.marks() };
+        let marks = if is_on(Mutant::NoDeathMarks) { Vec::new() } else { table.marks(purged) };
         let marks_written = Marks::write(space, Purpose::Data, identity, segment_id, &marks).await?;
-        Ok(Some(Prepared { table, segment, run, marks, marks_written, merged }))
+        let marks_purged = table.replaced_tombstones(purged).collect();
+        Ok(Some(Prepared { table, segment, run, marks, marks_purged, marks_written, merged }))
     }
 
-    /// Merges all runs into one. `None` if one of them cannot be read: then they stay as they are, one more each flush, so that damage to a run
-    /// costs the keys in it and not the flushes of its shard.
-    async fn merge(&self, runs: &[Rc<Run>]) -> Result<Option<(Vec<u64>, Rc<Run>)>, MergeError> {
-        let id = self.core.next_object();
-        match merge_runs(self.core.env(), self.core.space(), self.identity(), id, runs).await {
-            Ok(run) => {
-                self.core.metrics().merges.add(1);
-                Ok(Some((runs.iter().map(|run| run.desc().id).collect(), run)))
-            }
-            Err(MergeError::Read(error)) if runs.len() < RUNS_UNMERGED_MAX => {
+    /// Merges some runs where there are too many. `None` if there are none to merge: others do that, or they cannot be read; then there is one more.
+    async fn merge_some(&self) -> Result<Option<Merged>, MergeError> {
+        let env = self.core.env();
+        let pace = async |_| {
+            env.relax().await;
+            true
+        };
+        let runs = self.state.borrow().version.runs.clone();
+        if runs.len() >= RUNS_UNMERGED_MAX {
+            return self.merge(runs, &pace).await.map(Some);
+        }
+        let Some((stretch, _)) = self.runs_to_merge(RUNS_MAX - 1) else { return Ok(None) };
+        match self.merge(stretch, &pace).await {
+            Ok(merged) => Ok(Some(merged)),
+            Err(MergeError::Read(error)) => {
                 let (bucket, vb, runs) = (self.bucket.0, self.vb.0, runs.len());
                 tracing::warn!(bucket, vb, runs, %error, "runs cannot be merged, one cannot be read");
                 Ok(None)
@@ -126,9 +136,7 @@ impl VbStore {
     pub(crate) fn flush_records(&self, prepared: &Prepared) -> Vec<Record> {
         let (bucket, vb) = (self.bucket, self.vb);
         let mut records = Vec::new();
-        if let Some((removed, run)) = &prepared.merged {
-            records.push(Record::Merge { bucket, vb, removed: removed.clone(), run: run.desc().clone() });
-        }
+        records.extend(prepared.merged.as_ref().and_then(|merged| merged.record(bucket, vb)));
         records.push(Record::Flush {
             bucket,
             vb,
@@ -151,18 +159,15 @@ impl VbStore {
 
     /// Makes a durable flush visible: views swap the memtable for what it became, flushed versions may leave memory.
     pub(crate) fn publish_flush(&self, prepared: Prepared) {
-        let Prepared { table, segment, run, marks, marks_written, merged } = prepared;
+        let Prepared { table, segment, run, marks, marks_purged, marks_written, merged } = prepared;
         segment.set_named(true);
         run.set_named(true);
         let state = &mut *self.state.borrow_mut();
         let mut version = Version::clone(&state.version);
-        if let Some((removed, merged)) = merged {
-            merged.set_named(true);
-            for old in version.runs.iter().filter(|run| removed.contains(&run.desc().id)) {
-                old.set_named(false);
-            }
-            version.runs.retain(|run| !removed.contains(&run.desc().id));
-            version.runs.insert(0, merged);
+        let is_in_place = merged.is_none_or(|merged| merged.swap_into(&mut version));
+        assert!(is_in_place, "only flushes merge while one is under way");
+        if let Some(overtaken) = &mut state.overtaken {
+            overtaken.note(&table);
         }
         if let Some(marks) = marks_written {
             marks.set_named(true);
@@ -177,6 +182,14 @@ impl VbStore {
                 arrivals.note(*mark);
             }
         }
+        let mark_purged = |segments: &[Rc<Segment>]| {
+            for mark in &marks_purged {
+                if let Some(segment) = segment_of(segments, mark.dead) {
+                    segment.mark_purged(*mark);
+                }
+            }
+        };
+        mark_purged(&version.segments);
         for segment in &version.segments {
             segment.settle_marks(lowest_end);
         }
@@ -198,6 +211,7 @@ impl VbStore {
                     let own = marks.iter().filter(|mark| seqnos.contains(&mark.dead));
                     own.for_each(|mark| segment.mark(*mark, mark.by <= lowest_end));
                 }
+                mark_purged(&version.segments);
                 version.segments.push(segment.clone());
                 version.runs.push(run.clone());
                 version.flushed = table.last();

@@ -7,7 +7,8 @@
 //! - Seqnos rise by one a write. The persisted seqno follows a successful sync only.
 //! - Every version that is not flushed is in the hash table. A key with a read under way is not, and everything that wants it waits in order of
 //!   arrival.
-//! - At most [`RUNS_MAX`] runs, [`RUNS_UNMERGED_MAX`] while one cannot be read. At most [`FROZEN_MAX`] frozen memtables, beyond that opening a view waits for a flush.
+//! - At most [`RUNS_MAX`] runs, more only while some cannot be read or merged, never above [`RUNS_UNMERGED_MAX`]. At most [`FROZEN_MAX`] frozen memtables,
+//!   beyond that opening a view waits for a flush.
 //! - What a live view sees stays: frozen memtables until they are flushed, then what they became; runs and segments it holds.
 //!
 //! Does not know: what the vbucket's role means, clients, expiry's rules, DCP.
@@ -18,6 +19,8 @@ mod evict;
 mod expiring;
 mod fetch;
 mod flush;
+mod merging;
+mod purging;
 mod reclaim;
 mod view;
 mod window;
@@ -32,6 +35,7 @@ pub use expiring::{ExpiryScan, SLICE_RECORDS};
 pub use fetch::Continuation;
 pub use flush::FlushError;
 pub(crate) use flush::Prepared;
+pub(crate) use merging::Merged;
 pub use reclaim::ReclaimError;
 pub(crate) use reclaim::Rewritten;
 pub use view::{Parts, ReadView, Version, ViewError};
@@ -40,7 +44,7 @@ pub use write::{CAS_MAX, Foreign, NewVersion, WriteError};
 
 use crate::collections::{Collections, Subject};
 use crate::format::block::{BlockIdentity, BlockType};
-use crate::format::manifest_record::{VbCounts, VbState};
+use crate::format::manifest_record::{PurgeDesc, VbCounts, VbState};
 use crate::hashtable::{HashTable, TableReader};
 use crate::item::Item;
 use crate::memtable::Memtable;
@@ -52,10 +56,10 @@ use crate::sync::Event;
 use crate::types::{BucketId, Cas, Collection, FailoverEntry, Seqno, VbId, VbUuid};
 use crate::versions::Versions;
 
-/// Most key runs of a vbucket; a flush that would add one more merges them first.
+/// Most key runs of a vbucket; a flush that would add one more merges some first.
 pub const RUNS_MAX: usize = 8;
 
-/// Most key runs of a vbucket one of whose runs cannot be read.
+/// Most key runs of a vbucket where a flush finds none to merge: others do that, or they cannot be read.
 pub const RUNS_UNMERGED_MAX: usize = 64;
 
 /// Most frozen memtables of a vbucket.
@@ -158,8 +162,18 @@ struct State {
     versions: Versions,
     /// Bytes of table, list and key index that are booked.
     overhead_booked: usize,
-    /// Where the next slice of a purge begins.
+    /// Where the next slice of a purge in memory begins.
     purge_from: Seqno,
+    /// Runs that are being merged, by id.
+    merging: Vec<u64>,
+    /// What is purged of it on disk.
+    purged: PurgeDesc,
+    /// Purges on disk since the start.
+    purges: u64,
+    /// Tombstones with a delete time before this, epoch seconds, may go from disk.
+    purge_before: Option<u32>,
+    /// While a purge is under way on disk.
+    overtaken: Option<purging::Overtaken>,
 }
 
 /// See the module.
@@ -230,6 +244,11 @@ impl VbStore {
             versions: Versions::new(counts.flushed_seqno),
             overhead_booked: 0,
             purge_from: Seqno(0),
+            merging: Vec::new(),
+            purged: described.purged.clone(),
+            purges: 0,
+            purge_before: None,
+            overtaken: None,
         };
         Rc::new_cyclic(|weak| VbStore {
             bucket: described.bucket,
@@ -354,7 +373,7 @@ impl VbStore {
     /// Greatest purged tombstone.
     #[must_use]
     pub fn purge_seqno(&self) -> Seqno {
-        self.state.borrow().counts.purge_seqno
+        self.state.borrow().purge_seqno()
     }
 
     /// Position in the log that its oldest unflushed record needs.
@@ -444,11 +463,11 @@ impl VbStore {
         version.segments.iter().for_each(|segment| seqlog.add(&segment.usage()));
         VbStats {
             items: state.counts.items.saturating_sub(state.collections.hidden_items()),
-            tombstones: state.counts.tombstones,
+            tombstones: state.tombstones(),
             high_seqno: state.high,
             persisted_seqno: self.persisted.get(),
             flushed_seqno: version.flushed,
-            purge_seqno: state.counts.purge_seqno,
+            purge_seqno: state.purge_seqno(),
             max_cas: state.counts.max_cas,
             resident_items: state.table.len() as u64,
             resident_bytes: state.table.bytes() as u64,

@@ -7,6 +7,8 @@
 //! their blocks are free when it has ended; a view that sees the same in the new segment is moved there. Marks that arrive while a segment is rewritten
 //! are of records that the new one may have: they are noted, and taken there when it is published.
 //!
+//! What was purged ([`super::purging`]) is left out as well. Views that were opened before keep the segments that have it.
+//!
 //! Invariants
 //! - Nothing a reader sees changes; an aborted rewriting leaves nothing behind.
 //! - The marks of a segment after a restart are those it had: it knows up to which superseding seqno they are settled.
@@ -18,6 +20,7 @@ use std::io;
 use std::ops::RangeInclusive;
 use std::rc::Rc;
 
+use super::purging::Rule;
 use super::{VbStore, Version};
 use crate::cache::Admission;
 use crate::compaction::Use;
@@ -27,6 +30,7 @@ use crate::format::manifest_record::Record;
 use crate::io::BLOCK_BYTES;
 use crate::mutant::{Mutant, is_on};
 use crate::reader::{LONG_READ_BYTES_MAX, ReadError, damaged, finish, start_together};
+use crate::run::MergeError;
 use crate::seqlog::{Marks, Segment, SegmentWriter, seqlog_block};
 use crate::types::Seqno;
 
@@ -51,6 +55,16 @@ pub enum ReclaimError {
     Stopped,
 }
 
+impl From<MergeError> for ReclaimError {
+    fn from(error: MergeError) -> ReclaimError {
+        match error {
+            MergeError::Read(error) => ReclaimError::Read(error),
+            MergeError::Write(error) => ReclaimError::Write(error),
+            MergeError::Stopped => ReclaimError::Stopped,
+        }
+    }
+}
+
 /// The marks that arrive for segments that are being rewritten.
 #[derive(Debug)]
 pub(super) struct Arrivals {
@@ -72,6 +86,8 @@ pub(crate) struct Rewritten {
     segment: Option<Rc<Segment>>,
     /// Whoever ends below this seqno saw records in the sources that the segment lacks.
     seen_from: Seqno,
+    /// Whoever was opened before as many purges as this may see records that it lacks.
+    purges: u64,
     marks_removed: Vec<u64>,
     marks: Vec<Marks>,
 }
@@ -99,7 +115,7 @@ impl VbStore {
         ids: &[u64],
         pace: &impl AsyncFn(u64) -> bool,
     ) -> Result<Rewritten, ReclaimError> {
-        let (sources, settled) = {
+        let (sources, settled, purges, purged) = {
             let state = &mut *self.state.borrow_mut();
             let all = &state.version.segments;
             let sources: Vec<Rc<Segment>> =
@@ -109,7 +125,7 @@ impl VbStore {
             };
             let seqnos = first.desc().first..=last.desc().last;
             state.arrivals = Some(Arrivals { seqnos, marks: Vec::new() });
-            (sources, state.version.flushed)
+            (sources, state.version.flushed, state.purges, state.purged.clone())
         };
         // What is dead now goes, and nothing else: marks that arrive are for the new segment.
         let dead: Vec<Vec<DeathMark>> = sources.iter().map(|source| source.marks(settled)).collect();
@@ -121,13 +137,15 @@ impl VbStore {
                 let (space, identity) = (self.core.space().clone(), self.identity());
                 let mut writer = SegmentWriter::new(space, Purpose::Upkeep, identity, id, live as usize);
                 writer.set_settled(settled);
-                self.copy_live(&sources, &dead, writer, pace).await.map(Some)
+                let rule = Rule { limit: purged.seqno, collections: &purged.collections };
+                self.copy_live(&sources, (&dead, &rule), writer, pace).await.map(Some)
             }
             false => Ok(None),
         };
         match written {
             Ok(segment) => {
-                Ok(Rewritten { sources, segment, seen_from, marks_removed: Vec::new(), marks: Vec::new() })
+                let (marks_removed, marks) = (Vec::new(), Vec::new());
+                Ok(Rewritten { sources, segment, seen_from, purges, marks_removed, marks })
             }
             Err(error) => {
                 self.state.borrow_mut().arrivals = None;
@@ -139,12 +157,12 @@ impl VbStore {
     async fn copy_live(
         &self,
         sources: &[Rc<Segment>],
-        dead: &[Vec<DeathMark>],
+        (dead, rule): (&[Vec<DeathMark>], &Rule<'_>),
         mut writer: SegmentWriter,
         pace: &impl AsyncFn(u64) -> bool,
     ) -> Result<Rc<Segment>, ReclaimError> {
         for (source, dead) in sources.iter().zip(dead) {
-            let copied = self.copy_segment(source, dead, &mut writer, pace).await;
+            let copied = self.copy_segment(source, (dead, rule), &mut writer, pace).await;
             if let Err(error) = copied {
                 writer.abort().await;
                 if matches!(error, ReclaimError::Read(_)) {
@@ -159,7 +177,7 @@ impl VbStore {
     async fn copy_segment(
         &self,
         source: &Rc<Segment>,
-        dead: &[DeathMark],
+        (dead, rule): (&[DeathMark], &Rule<'_>),
         writer: &mut SegmentWriter,
         pace: &impl AsyncFn(u64) -> bool,
     ) -> Result<(), ReclaimError> {
@@ -186,7 +204,8 @@ impl VbStore {
                     let record = shape.record(&block.bytes, index);
                     let record = record.map_err(|source| damaged(&space, at.place, source))?;
                     while dead.next_if(|dead| *dead < record.meta.seqno).is_some() {}
-                    if dead.peek() != Some(&record.meta.seqno) {
+                    let is_dead = dead.peek() == Some(&record.meta.seqno);
+                    if !is_dead && !rule.takes(record.key, &record.meta) {
                         written += record.stored_len() as u64;
                         writer.push_record(&record).await?;
                     }
@@ -245,8 +264,8 @@ impl VbStore {
             written.extend(Marks::write(space, Purpose::Upkeep, self.identity(), id, some).await?);
             self.core.env().relax().await;
         }
-        let (sources, segment, seen_from) = (Vec::new(), None, Seqno(0));
-        Ok(Rewritten { sources, segment, seen_from, marks_removed, marks: written })
+        let (sources, segment, seen_from, purges) = (Vec::new(), None, Seqno(0), 0);
+        Ok(Rewritten { sources, segment, seen_from, purges, marks_removed, marks: written })
     }
 
     /// The manifest record of what was rewritten.
@@ -261,14 +280,16 @@ impl VbStore {
         }
     }
 
-    /// Nothing comes of what was rewritten.
-    pub(crate) fn forget_rewritten(&self) {
-        self.state.borrow_mut().arrivals = None;
+    /// What was rewritten or purged is published, or nothing comes of it.
+    pub(crate) fn forget_upkeep(&self) {
+        let state = &mut *self.state.borrow_mut();
+        state.arrivals = None;
+        state.overtaken = None;
     }
 
     /// Makes what is durable now what readers see.
     pub(crate) fn publish_rewritten(&self, rewritten: Rewritten) {
-        let Rewritten { sources, segment, seen_from, marks_removed, marks } = rewritten;
+        let Rewritten { sources, segment, seen_from, purges, marks_removed, marks } = rewritten;
         let state = &mut *self.state.borrow_mut();
         for old in state.marks.iter().filter(|old| marks_removed.contains(&old.desc().id)) {
             old.set_named(false);
@@ -290,8 +311,10 @@ impl VbStore {
         let mut version = Version::clone(&state.version);
         assert!(version.replace(&sources, segment.as_ref()), "segments go only when they are rewritten");
         state.version = Rc::new(version);
+        let is_gone = |id: u64| sources.iter().any(|source| source.desc().id == id);
+        state.purged.segments.retain(|part| !is_gone(part.segment));
         for view in state.views.iter().filter_map(|view| view.upgrade()) {
-            if view.end < seen_from && !is_on(Mutant::ReclaimUnderViews) {
+            if (view.end < seen_from || view.purges < purges) && !is_on(Mutant::ReclaimUnderViews) {
                 continue;
             }
             let mut parts = view.parts.borrow_mut();

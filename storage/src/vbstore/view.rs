@@ -50,6 +50,8 @@ pub(super) struct ViewCell {
     pub(super) epoch: Cell<u64>,
     uuid: VbUuid,
     items: u64,
+    purge_seqno: Seqno,
+    pub(super) purges: u64,
     collections: Rc<Collections>,
     opened_ns: u64,
     store: Rc<VbStore>,
@@ -178,6 +180,8 @@ impl VbStore {
             uuid: state.failover_log.first().map_or(VbUuid(0), |entry| entry.uuid),
             collections: state.collections.clone(),
             items: state.counts.items.saturating_sub(state.collections.hidden_items()),
+            purge_seqno: state.purge_seqno(),
+            purges: state.purges,
             opened_ns: self.core.env().clock.monotonic_ns(),
             store: self.weak.upgrade().expect("the store is borrowed"),
         });
@@ -193,7 +197,7 @@ impl super::State {
         if !self.active.is_empty() {
             let counts = super::VbCounts { flushed_seqno: self.high, ..self.counts };
             let active = std::mem::take(&mut self.active);
-            let reader = self.versions.open(active.first(), counts.purge_seqno);
+            let reader = self.versions.open(active.first(), self.purge_seqno());
             self.frozen.push_back(active.freeze(counts, self.collections.clone(), reader));
         }
     }
@@ -227,6 +231,12 @@ impl ReadView {
     #[must_use]
     pub fn items(&self) -> u64 {
         self.cell.items
+    }
+
+    /// The greatest purged tombstone at the time it was opened; none at or below it is seen.
+    #[must_use]
+    pub fn purge_seqno(&self) -> Seqno {
+        self.cell.purge_seqno
     }
 
     /// Its collections at the time it was opened.

@@ -103,7 +103,8 @@ impl VbStore {
     #[must_use]
     pub fn open_seqnos(&self, start: Seqno) -> SeqnoReading {
         let state = &mut *self.state.borrow_mut();
-        let reader = state.versions.open(start, state.counts.purge_seqno);
+        let purged = state.purge_seqno();
+        let reader = state.versions.open(start, purged);
         SeqnoReading { reader: Some(reader), store: self.weak.clone() }
     }
 

@@ -9,6 +9,7 @@ use crate::collections::Replaced;
 use crate::format::seqlog_block::seqlog_record_len;
 use crate::format::wal_record::WAL_RECORD_BYTES;
 use crate::item::{Item, VALUE_BYTES_MAX};
+use crate::mutant::{Mutant, is_on};
 use crate::shard::BucketMemory;
 use crate::types::{Cas, Former, ItemMeta, Kind, Seqno};
 
@@ -147,13 +148,15 @@ impl VbStore {
             }
         }
         let state = &mut *self.state.borrow_mut();
+        let is_there = |item: &Item| !item.is_deleted() || item.seqno() > state.purged.seqno;
         let former = match found {
-            Found::Version(item) => Former {
+            // A purged tombstone may have been read before it was, or stay in memory.
+            Found::Version(item) if is_there(item) || is_on(Mutant::MarkPurged) => Former {
                 seqno: item.seqno(),
                 live: !item.is_deleted(),
                 bytes: seqlog_record_len(item) as u32,
             },
-            Found::Absent => Former::default(),
+            _ => Former::default(),
         };
         let replaced = found.live().map(|item| (item.key().len() + item.value().len()) as u64);
         // What is replaced lies anywhere in memory: it is on its way while the new version is made.

@@ -17,6 +17,7 @@ mod image_bytes;
 mod inspect;
 mod interleaved_runs;
 mod long_reads;
+mod purge;
 mod range_reads;
 mod real_ring;
 mod reclaim;

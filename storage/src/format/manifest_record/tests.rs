@@ -42,6 +42,7 @@ fn examples() -> Vec<Record> {
             segments: vec![segment.clone()],
             marks: vec![marks.clone()],
             collections: CollectionsDesc::default(),
+            purged: PurgeDesc::default(),
         })),
         Record::Role { bucket, vb, state: 2, topology: "[[\"a\"]]".into(), log: log.clone() },
         Record::VbucketGone { bucket, vb, log_from: 700 },
@@ -70,6 +71,17 @@ fn examples() -> Vec<Record> {
             segment: None,
             marks_removed: vec![5, 8],
             marks: vec![marks.clone(), marks.clone()],
+        },
+        Record::Purge {
+            bucket,
+            vb,
+            purged: PurgeDesc {
+                seqno: Seqno(11),
+                tombstones: 4,
+                items: 7,
+                collections: vec![8, 300],
+                segments: vec![PurgedPart { segment: 5, records: 2, bytes: 180 }],
+            },
         },
         Record::BucketGone { bucket },
         Record::Collections {

@@ -8,6 +8,7 @@
 
 mod bucket;
 mod collection;
+mod compact;
 mod drain;
 mod scrub;
 mod top;
@@ -23,6 +24,7 @@ use clap::builder::styling::{AnsiColor, Styles};
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
 pub(crate) use collection::{CollectionAction, CollectionArgs};
+pub(crate) use compact::CompactArgs;
 pub(crate) use drain::DcpDrainArgs;
 use ringbase::auth::Role;
 use ringbase::client::{DEFAULT_ADDRESS, SourceForm};
@@ -131,6 +133,8 @@ pub(crate) enum Command {
     Inspect(InspectArgs),
     /// Read all that a node has on disk and say what is damaged
     Scrub(ScrubArgs),
+    /// Have garbage given back and old deletions forgotten
+    Compact(CompactArgs),
 }
 
 #[derive(Debug, Args)]

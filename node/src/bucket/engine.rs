@@ -28,7 +28,7 @@ use super::set::BucketSet;
 use super::settings::{BucketSettings, SettingsError};
 use super::shared::{SharedBuckets, TableCopies};
 use super::states::{Access, Verdict};
-use super::{ephemeral, events, pager};
+use super::{ephemeral, events, pager, purger};
 use crate::protocol::CollectionId;
 use crate::protocol::dcp::signal::VbucketState;
 use crate::range_scan::{ActiveVbuckets, VbAddress};
@@ -224,8 +224,9 @@ impl Engine {
         }
         local.stores.replace(stores);
         pager::start(&local);
-        if settings.home() == Home::Memory {
-            ephemeral::start(&local);
+        match settings.home() {
+            Home::Memory => ephemeral::start(&local),
+            Home::Disk => purger::start(&local),
         }
         local
     }

@@ -34,6 +34,7 @@ pub mod foreign;
 mod ephemeral;
 mod events;
 mod pager;
+mod purger;
 
 pub mod engine;
 

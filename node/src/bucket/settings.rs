@@ -14,12 +14,15 @@
 //! | `ephemeral_full_policy` | `auto_delete` or `fail_new_data` | `auto_delete` | yes |
 //! | `ephemeral_metadata_purge_age` | seconds that a tombstone stays, -1 for ever | 60 | yes |
 //! | `ephemeral_metadata_purge_interval` | seconds between two purges, at least 1 | 60 | yes |
+//! | `persistent_metadata_purge_age` | seconds that a tombstone stays on disk, -1 for ever | 259200 | yes |
+//! | `persistent_metadata_purge_interval` | seconds between two purges of what is on disk, at least 1 | 3600 | yes |
 //! | `getl_default_timeout` | seconds that a document stays locked whose lock names no time or one beyond the longest, 1 to 3600 | 15 | yes |
 //! | `getl_max_timeout` | longest time that a document may be locked, in seconds, 1 to 3600 | 30 | yes |
 //! | `dcp_oso_backfill` | whether streams that allow it get their past in key order: `auto`, `enabled` or `disabled`; `auto` where that reads less | `auto` | yes |
 //! | `dcp_oso_max_collections_per_backfill` | most collections of such a stream, 1 to 1000 | 1 | yes |
 //!
-//! Names and defaults are the reference's, but for `max_size`, whose default there is 100 MiB.
+//! Names and defaults are the reference's, but for `max_size`, whose default there is 100 MiB, and `persistent_metadata_purge_interval`: there somebody else
+//! has each vbucket compacted (COMPACT_DB).
 //!
 //! Does not know: where the text is stored, who changes it.
 
@@ -86,7 +89,7 @@ pub enum SettingsError {
 }
 
 /// Every setting.
-pub const KEYS: [&str; 14] = [
+pub const KEYS: [&str; 16] = [
     "bucket_type",
     "conflict_resolution_type",
     "max_size",
@@ -97,6 +100,8 @@ pub const KEYS: [&str; 14] = [
     "ephemeral_full_policy",
     "ephemeral_metadata_purge_age",
     "ephemeral_metadata_purge_interval",
+    "persistent_metadata_purge_age",
+    "persistent_metadata_purge_interval",
     "getl_default_timeout",
     "getl_max_timeout",
     "dcp_oso_backfill",
@@ -198,6 +203,10 @@ pub struct BucketSettings {
     pub purge_age_seconds: Option<u32>,
     /// Seconds between two purges of such a bucket.
     pub purge_interval_seconds: u32,
+    /// Seconds that a tombstone stays on disk; `None` for ever.
+    pub disk_purge_age_seconds: Option<u32>,
+    /// Seconds between two purges of what is on disk.
+    pub disk_purge_interval_seconds: u32,
     /// Seconds of a lock that names no time, or one that is too long.
     pub lock_seconds_default: u32,
     /// Longest lock, in seconds.
@@ -221,6 +230,8 @@ impl Default for BucketSettings {
             full_policy: FullPolicy::default(),
             purge_age_seconds: Some(60),
             purge_interval_seconds: 60,
+            disk_purge_age_seconds: Some(3 * 24 * 60 * 60),
+            disk_purge_interval_seconds: 3600,
             lock_seconds_default: 15,
             lock_seconds_max: 30,
             oso_backfill: OsoBackfill::default(),
@@ -317,6 +328,13 @@ impl BucketSettings {
             "ephemeral_metadata_purge_interval" => {
                 self.purge_interval_seconds = seconds("ephemeral_metadata_purge_interval", 1)? as u32;
             }
+            "persistent_metadata_purge_age" => {
+                self.disk_purge_age_seconds =
+                    u32::try_from(seconds("persistent_metadata_purge_age", -1)?).ok();
+            }
+            "persistent_metadata_purge_interval" => {
+                self.disk_purge_interval_seconds = seconds("persistent_metadata_purge_interval", 1)? as u32;
+            }
             "getl_default_timeout" => {
                 self.lock_seconds_default =
                     number("getl_default_timeout", value, 1, LOCK_SECONDS_MAX)? as u32;
@@ -347,6 +365,9 @@ impl fmt::Display for BucketSettings {
         let age = self.purge_age_seconds.map_or(-1, i64::from);
         write!(f, "ephemeral_full_policy={};ephemeral_metadata_purge_age={age};", self.full_policy)?;
         write!(f, "ephemeral_metadata_purge_interval={};", self.purge_interval_seconds)?;
+        let age = self.disk_purge_age_seconds.map_or(-1, i64::from);
+        write!(f, "persistent_metadata_purge_age={age};")?;
+        write!(f, "persistent_metadata_purge_interval={};", self.disk_purge_interval_seconds)?;
         write!(f, "getl_default_timeout={};", self.lock_seconds_default)?;
         write!(f, "getl_max_timeout={};dcp_oso_backfill={};", self.lock_seconds_max, self.oso_backfill)?;
         write!(f, "dcp_oso_max_collections_per_backfill={}", self.oso_collections_max)
@@ -412,6 +433,8 @@ mod tests {
             full_policy: FullPolicy::FailNewData,
             purge_age_seconds: None,
             purge_interval_seconds: 4,
+            disk_purge_age_seconds: None,
+            disk_purge_interval_seconds: 8,
             lock_seconds_default: 5,
             lock_seconds_max: 6,
             oso_backfill: OsoBackfill::Disabled,

@@ -8,6 +8,7 @@ use ringbase_storage::types::VbId;
 
 use super::connection::{Connection, unexpected};
 use super::error::ClientError;
+use crate::protocol::compact::CompactRequest;
 use crate::protocol::dcp::signal::VbucketState;
 use crate::protocol::vbucket::decode_vbucket_state;
 use crate::protocol::{Datatype, Opcode, Request};
@@ -40,6 +41,14 @@ impl Connection {
         }
         let value = format!("{{\"topology\":{topology}}}");
         self.call(request.datatype(Datatype::JSON).value(value.as_bytes()), |_| ())
+    }
+
+    /// Has the shard of a vbucket compacted, and tombstones of the vbucket purged that may go; returns when that is done.
+    ///
+    /// # Errors
+    /// `Refused`: NOT_MY_VBUCKET if it is not there, NOT_SUPPORTED if it lives in memory only, EACCESS.
+    pub fn compact(&mut self, vbucket: VbId, what: CompactRequest) -> Result<(), ClientError> {
+        self.call(Request::new(Opcode::COMPACT_DB).vbucket(vbucket).extras(&what.encode()), |_| ())
     }
 
     /// Deletes a vbucket with all its documents.

@@ -43,6 +43,7 @@ pub mod stat;
 
 pub mod validate;
 
+pub mod compact;
 pub mod dcp;
 pub mod manifest;
 pub mod vbucket;

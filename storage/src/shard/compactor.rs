@@ -166,7 +166,7 @@ impl ShardCore {
     }
 
     /// Compacts until nothing is worth it.
-    pub(super) async fn compact(&self) {
+    pub(crate) async fn compact(&self) {
         let working = self.compaction.working.lock().await;
         while !self.is_stopping() {
             let Some(job) = self.next_job().await else { break };

@@ -121,8 +121,7 @@ impl VbStore {
     pub(crate) fn merge_records(&self, merged: &mut Merged) -> Option<Vec<Record>> {
         let state = &mut *self.state.borrow_mut();
         if state.version.place_of(&merged.sources).is_none() {
-            let before = merged.purging.as_ref().and_then(|purging| purging.before);
-            state.purge_before = state.purge_before.max(before);
+            state.want_purge(merged.purging.as_ref().and_then(|purging| purging.limits));
             return None;
         }
         let (bucket, vb) = (self.bucket, self.vb);

@@ -36,6 +36,7 @@ pub use fetch::Continuation;
 pub use flush::FlushError;
 pub(crate) use flush::Prepared;
 pub(crate) use merging::Merged;
+pub use purging::PurgeLimits;
 pub use reclaim::ReclaimError;
 pub(crate) use reclaim::Rewritten;
 pub use view::{Parts, ReadView, Version, ViewError};
@@ -170,8 +171,8 @@ struct State {
     purged: PurgeDesc,
     /// Purges on disk since the start.
     purges: u64,
-    /// Tombstones with a delete time before this, epoch seconds, may go from disk.
-    purge_before: Option<u32>,
+    /// Which tombstones may go from disk, until a purge looks for them.
+    purge_limits: Option<PurgeLimits>,
     /// While a purge is under way on disk.
     overtaken: Option<purging::Overtaken>,
 }
@@ -247,7 +248,7 @@ impl VbStore {
             merging: Vec::new(),
             purged: described.purged.clone(),
             purges: 0,
-            purge_before: None,
+            purge_limits: None,
             overtaken: None,
         };
         Rc::new_cyclic(|weak| VbStore {

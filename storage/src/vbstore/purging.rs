@@ -12,7 +12,7 @@
 //! - The purge seqno rises in the step that drops the tombstones. The newest version of the vbucket stays.
 //! - A view that was opened before sees what it saw: it keeps the runs it has, and segments are not swapped under it.
 //! - No death mark is of a purged record, so that how much is live in a segment stays exact. A version that replaced a tombstone before that was purged is
-//!   flushed without a mark; what a flush has marked while the runs were merged is taken off.
+//!   flushed without a mark that counts ([`crate::seqlog::Segment::mark_purged`]); what a flush has marked while the runs were merged is taken off.
 //! - A collection is erased when the event that dropped it is flushed: nothing of it is on its way to disk then.
 //!
 //! Cost: a look at every key for the tombstones' age, then a merge of all runs; nothing of it if there is nothing to purge.
@@ -44,11 +44,33 @@ const SLOTS_MAX: usize = 256;
 const LOOK_KEYS: u32 = 64;
 const LOOK_BYTES: u64 = LOOK_KEYS as u64 * 64;
 
+/// Which tombstones may go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PurgeLimits {
+    /// Those with a delete time before this, epoch seconds.
+    pub before: u32,
+    /// Of them: those up to this seqno.
+    pub up_to: Seqno,
+}
+
+impl PurgeLimits {
+    /// Those with a delete time before `before`, epoch seconds.
+    #[must_use]
+    pub fn before(before: u32) -> PurgeLimits {
+        PurgeLimits { before, up_to: Seqno(u64::MAX) }
+    }
+
+    /// What either lets go.
+    pub(super) fn or(self, other: PurgeLimits) -> PurgeLimits {
+        PurgeLimits { before: self.before.max(other.before), up_to: self.up_to.max(other.up_to) }
+    }
+}
+
 /// What a purge takes away.
 #[derive(Debug, Default)]
 pub(crate) struct Purging {
-    /// What was asked for: tombstones with a delete time before this may go.
-    pub(super) before: Option<u32>,
+    /// What was asked for.
+    pub(super) limits: Option<PurgeLimits>,
     /// Greatest tombstone that goes; 0 for none.
     seqno: Seqno,
     tombstones: u64,
@@ -132,6 +154,14 @@ impl State {
         (self.counts.items + self.tombstones()).saturating_sub(self.purged.items)
     }
 
+    /// Tombstones may go.
+    pub(super) fn want_purge(&mut self, limits: Option<PurgeLimits>) {
+        self.purge_limits = match (self.purge_limits, limits) {
+            (Some(before), Some(limits)) => Some(before.or(limits)),
+            (before, limits) => before.or(limits),
+        };
+    }
+
     /// Dropped collections of which something may be left on disk, and nothing on its way there.
     fn erasable(&self) -> Vec<u32> {
         let is_flushed = |dropped: Seqno| dropped != Seqno(0) && dropped <= self.version.flushed;
@@ -191,12 +221,18 @@ impl State {
 }
 
 impl VbStore {
-    /// Tombstones of which the delete time is before `before`, epoch seconds, may go; they do when the compaction task comes to it.
-    pub fn purge_before(&self, before: u32) {
+    /// Tombstones on disk may go within these limits; they do when the compaction task comes to it.
+    pub fn want_purge(&self, limits: PurgeLimits) {
         if !self.is_ephemeral {
-            self.state.borrow_mut().purge_before = Some(before);
+            self.state.borrow_mut().want_purge(Some(limits));
             self.core.want_compaction();
         }
+    }
+
+    /// Compacts the shard until nothing is worth it any more, purges included; false if the shard has failed.
+    pub async fn compact(&self) -> bool {
+        self.core.compact().await;
+        !self.core.has_failed()
     }
 
     /// Whether there may be something to purge.
@@ -204,7 +240,7 @@ impl VbStore {
         let state = self.state.borrow();
         let are_readable = !state.version.runs.iter().any(|run| run.is_unreadable());
         let has_old =
-            state.purge_before.is_some() && state.version.runs.iter().any(|run| run.desc().tombstones > 0);
+            state.purge_limits.is_some() && state.version.runs.iter().any(|run| run.desc().tombstones > 0);
         are_readable && (has_old || !state.erasable().is_empty())
     }
 
@@ -216,19 +252,19 @@ impl VbStore {
         &self,
         pace: &impl AsyncFn(u64) -> bool,
     ) -> Result<Option<Merged>, MergeError> {
-        let (version, before, collections, purged) = {
+        let (version, limits, collections, purged) = {
             let state = &mut *self.state.borrow_mut();
             let flushed = state.version.flushed;
             state.overtaken = Some(Overtaken { flushed, tombstones: Vec::new() });
-            (state.version.clone(), state.purge_before.take(), state.erasable(), state.purge_seqno())
+            (state.version.clone(), state.purge_limits.take(), state.erasable(), state.purge_seqno())
         };
-        let limit = match before {
-            Some(before) => self.purge_limit(&version, before, &collections, purged, pace).await?,
+        let limit = match limits {
+            Some(limits) => self.purge_limit(&version, limits, &collections, purged, pace).await?,
             None => None,
         };
         let are_there = self.have_records(&version, &collections).await?;
         let rule = Rule { limit: limit.unwrap_or_default(), collections: &collections };
-        let mut purging = Purging { before, collections: collections.clone(), ..Purging::default() };
+        let mut purging = Purging { limits, collections: collections.clone(), ..Purging::default() };
         if limit.is_none() && !are_there {
             // Nothing was ever in them, or nothing is on disk.
             let is_new = !collections.is_empty();
@@ -243,14 +279,14 @@ impl VbStore {
     async fn purge_limit(
         &self,
         version: &Version,
-        before: u32,
+        limits: PurgeLimits,
         collections: &[u32],
         purged: Seqno,
         pace: &impl AsyncFn(u64) -> bool,
     ) -> Result<Option<Seqno>, MergeError> {
         let now = u32::try_from(self.core.env().clock.wall_ns() / 1_000_000_000).unwrap_or(u32::MAX);
         let is_old = |time: u32| {
-            time < before || time > now.saturating_add(AHEAD_SECONDS_MAX) || is_on(Mutant::PurgeYoung)
+            time < limits.before || time > now.saturating_add(AHEAD_SECONDS_MAX) || is_on(Mutant::PurgeYoung)
         };
         let rule = Rule { limit: Seqno(0), collections };
         let (mut oldest, mut first_young) = (Seqno(u64::MAX), version.flushed);
@@ -270,7 +306,7 @@ impl VbStore {
                 return Err(MergeError::Stopped);
             }
         }
-        let limit = Seqno(first_young.0.saturating_sub(1));
+        let limit = Seqno(first_young.0.saturating_sub(1)).min(limits.up_to);
         Ok((oldest <= limit && limit > purged).then_some(limit))
     }
 

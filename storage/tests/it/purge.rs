@@ -16,7 +16,7 @@ use ringbase_storage::mutant::Mutant;
 use ringbase_storage::scan::KeyRange;
 use ringbase_storage::shard::Shard;
 use ringbase_storage::types::{Kind, Seqno, VbId};
-use ringbase_storage::vbstore::{Found, NewVersion, ReadView, VbStore, WriteError};
+use ringbase_storage::vbstore::{Found, NewVersion, PurgeLimits, ReadView, VbStore, WriteError};
 
 use crate::crash::reported;
 use crate::world::{
@@ -234,7 +234,7 @@ async fn live(shard: Shard, model: Model, seed: u64, rounds: u32) {
                     known.before = known.before.max(known.day - DAY);
                     known.before
                 };
-                store.purge_before(before);
+                store.want_purge(PurgeLimits::before(before));
             }
             _ => {}
         }

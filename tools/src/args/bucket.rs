@@ -100,10 +100,10 @@ pub(crate) struct BucketSettingsArgs {
     /// What a bucket in memory does when it is full [default: auto-delete]
     #[arg(long, value_name = "POLICY")]
     full_policy: Option<Policy>,
-    /// Seconds that a bucket in memory remembers a deletion, -1 for ever [default: 60]
+    /// Seconds that a deletion is remembered, -1 for ever [default: 60 in memory, 259200 on disk]
     #[arg(long, value_name = "SECONDS", allow_negative_numbers = true)]
     purge_age: Option<i32>,
-    /// Seconds between two purges of deletions in a bucket in memory [default: 60]
+    /// Seconds between two purges of deletions [default: 60 in memory, 3600 on disk]
     #[arg(long, value_name = "SECONDS")]
     purge_interval: Option<u32>,
 }
@@ -124,6 +124,10 @@ impl BucketSettingsArgs {
             Policy::AutoDelete => "auto_delete",
             Policy::FailNewData => "fail_new_data",
         });
+        let (purge_age, purge_interval) = match self.kind {
+            Some(Kind::Ephemeral) => ("ephemeral_metadata_purge_age", "ephemeral_metadata_purge_interval"),
+            _ => ("persistent_metadata_purge_age", "persistent_metadata_purge_interval"),
+        };
         let bytes = |size: Option<ByteSize>| size.map(|size| size.0.to_string());
         let settings = [
             ("bucket_type", kind.map(str::to_owned)),
@@ -133,8 +137,8 @@ impl BucketSettingsArgs {
             ("max_item_size", bytes(self.max_item_size)),
             ("exp_pager_stime", self.pager_interval.map(|seconds| seconds.to_string())),
             ("ephemeral_full_policy", policy.map(str::to_owned)),
-            ("ephemeral_metadata_purge_age", self.purge_age.map(|seconds| seconds.to_string())),
-            ("ephemeral_metadata_purge_interval", self.purge_interval.map(|seconds| seconds.to_string())),
+            (purge_age, self.purge_age.map(|seconds| seconds.to_string())),
+            (purge_interval, self.purge_interval.map(|seconds| seconds.to_string())),
         ];
         let given = settings.into_iter().filter_map(|(key, value)| Some(format!("{key}={}", value?)));
         given.collect::<Vec<_>>().join(";")
@@ -168,6 +172,7 @@ mod tests {
             text(&["--quota", "2MiB", "--type", "persistent"]),
             "bucket_type=persistent;max_size=2097152"
         );
+        assert_eq!(text(&["--purge-age", "9"]), "persistent_metadata_purge_age=9");
         assert_eq!(text(&["--conflict-resolution", "lww"]), "conflict_resolution_type=lww");
         let ephemeral = ["--type", "ephemeral", "--full-policy", "fail-new-data", "--purge-age", "-1"];
         assert_eq!(

@@ -4,6 +4,7 @@
 
 mod bucket;
 mod collection;
+mod compact;
 mod dcp_drain;
 mod documents;
 mod inspect;
@@ -54,6 +55,7 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
         Command::DcpDrain(args) => dcp_drain::run(&global, &args),
         Command::Inspect(args) => inspect::run(&global, &args),
         Command::Scrub(args) => scrub::run(&global, &args),
+        Command::Compact(args) => compact::run(&global, &args),
     }
 }
 

@@ -111,7 +111,11 @@ impl Answer {
                     response.cas(self.cas).value(number).encode(out);
                 }
             }
-            Operation::ObserveSeqno | Operation::AwaitSeqno | Operation::FailoverLog | Operation::State => {
+            Operation::ObserveSeqno
+            | Operation::AwaitSeqno
+            | Operation::FailoverLog
+            | Operation::State
+            | Operation::Compact => {
                 unreachable!("it has no document")
             }
         }

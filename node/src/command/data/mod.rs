@@ -36,7 +36,8 @@ pub(super) use park::WAIT_MAX;
 
 use std::rc::Rc;
 
-use ringbase_storage::vbstore::{Lookup, VbStore};
+use ringbase_storage::types::Seqno;
+use ringbase_storage::vbstore::{Lookup, PurgeLimits, VbStore};
 
 use super::collections::fail_in;
 use super::request::Request;
@@ -45,6 +46,7 @@ use super::session::SessionView;
 use crate::bucket::tally::count;
 use crate::bucket::{BucketContext, Engine};
 use crate::protocol::Status;
+use crate::protocol::compact::CompactRequest;
 use crate::protocol::dcp::signal::decode_seqno;
 use crate::protocol::dcp::stream_request::encode_failover_log;
 use crate::protocol::extras::ObservedSeqno;
@@ -105,6 +107,9 @@ pub fn execute(
     }
     if operation == Operation::AwaitSeqno {
         return await_seqno(store, &bucket.context, request, responder, out, defer);
+    }
+    if operation == Operation::Compact {
+        return compact(store, &bucket.context, request, responder, out, defer);
     }
     if operation == Operation::State {
         let Some(state) = bucket.state(store.id()) else {
@@ -179,6 +184,28 @@ fn await_seqno(
     }
     responder.success(env).encode(out);
     Outcome::Done
+}
+
+/// Answers when the vbucket's shard is compacted, and what may go of the vbucket has gone. What lives in memory only has nothing to compact.
+fn compact(
+    store: &Rc<VbStore>,
+    context: &Rc<BucketContext>,
+    request: &Request<'_>,
+    responder: Responder,
+    out: &mut Vec<u8>,
+    defer: &mut dyn FnMut() -> Box<dyn Reply>,
+) -> Outcome {
+    let asked = match CompactRequest::decode(request.frame.extras) {
+        Ok(asked) => asked,
+        Err(refusal) => return responder.fail(&context.env, refusal.status, out),
+    };
+    if store.is_ephemeral() {
+        return responder.fail(&context.env, Status::NOT_SUPPORTED, out);
+    }
+    let before = if asked.drop_deletes { u32::MAX } else { u32::try_from(asked.before).unwrap_or(u32::MAX) };
+    let up_to = if asked.up_to == Seqno(0) { Seqno(u64::MAX) } else { asked.up_to };
+    wait::for_compaction(store, context, responder, PurgeLimits { before, up_to }, defer());
+    Outcome::Deferred
 }
 
 /// What is known of the branch that the client names: how far it is durable, or where another one left it.

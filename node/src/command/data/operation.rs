@@ -62,6 +62,8 @@ pub(in crate::command) enum Operation {
     GetCopy,
     /// Say what the vbucket is.
     State,
+    /// Compact its shard, and let old tombstones go.
+    Compact,
 }
 
 impl Operation {
@@ -92,6 +94,7 @@ impl Operation {
             Opcode::DEL_WITH_META | Opcode::DELQ_WITH_META => Operation::BringDeletion,
             Opcode::OBSERVE_SEQNO => Operation::ObserveSeqno,
             Opcode::SEQNO_PERSISTENCE => Operation::AwaitSeqno,
+            Opcode::COMPACT_DB => Operation::Compact,
             Opcode::GET_FAILOVER_LOG | Opcode::DCP_GET_FAILOVER_LOG => Operation::FailoverLog,
             _ => return None,
         })
@@ -119,6 +122,7 @@ impl Operation {
             | Operation::Remove
             | Operation::Bring { .. }
             | Operation::BringDeletion => Role::ReadWrite,
+            Operation::Compact => Role::Admin,
         }
     }
 
@@ -128,7 +132,9 @@ impl Operation {
     pub(in crate::command) const fn access(self) -> Access {
         match self {
             Operation::ObserveSeqno => Access::Progress,
-            Operation::AwaitSeqno | Operation::FailoverLog | Operation::State => Access::History,
+            Operation::AwaitSeqno | Operation::FailoverLog | Operation::State | Operation::Compact => {
+                Access::History
+            }
             Operation::GetCopy => Access::Copies,
             Operation::Get
             | Operation::GetWithKey
@@ -230,7 +236,11 @@ pub(super) fn prepare<'a>(
             }
             Action::Bring(version, terms)
         }
-        Operation::ObserveSeqno | Operation::AwaitSeqno | Operation::FailoverLog | Operation::State => {
+        Operation::ObserveSeqno
+        | Operation::AwaitSeqno
+        | Operation::FailoverLog
+        | Operation::State
+        | Operation::Compact => {
             return Err(Status::EINVAL);
         }
     };

@@ -15,7 +15,7 @@ use std::time::Duration;
 use futures_lite::future;
 use ringbase_storage::reader::ReadError;
 use ringbase_storage::types::Seqno;
-use ringbase_storage::vbstore::{Found, VbStore};
+use ringbase_storage::vbstore::{Found, PurgeLimits, VbStore};
 
 use super::answer::Answer;
 use super::operation::{Operation, admit, perform, prepare};
@@ -157,6 +157,30 @@ pub(super) fn for_commit(
             Outcome::Done
         } else {
             responder.fail(&host, Status::SYNC_WRITE_AMBIGUOUS, &mut frame)
+        };
+        finish(outcome, reply, &frame);
+        drop(under_way);
+    });
+}
+
+/// Answers when the shard is compacted; if it fails, the client may try again elsewhere.
+pub(super) fn for_compaction(
+    store: &Rc<VbStore>,
+    bucket: &Rc<BucketContext>,
+    responder: Responder,
+    limits: PurgeLimits,
+    reply: Box<dyn Reply>,
+) {
+    let (store, bucket, under_way) = (store.clone(), bucket.clone(), bucket.under_way());
+    bucket.env.clone().spawn("compaction", async move {
+        store.want_purge(limits);
+        let is_done = store.compact().await;
+        let mut frame = Vec::new();
+        let outcome = if is_done {
+            responder.success(&bucket.env).encode(&mut frame);
+            Outcome::Done
+        } else {
+            responder.fail(&bucket.env, Status::ETMPFAIL, &mut frame)
         };
         finish(outcome, reply, &frame);
         drop(under_way);

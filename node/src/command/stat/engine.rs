@@ -101,6 +101,8 @@ fn general(engine: &Engine, query: &StatQuery, part: &mut StatPart) {
         part.sum("flushes", metrics.flush_ns.histogram().len());
         part.sum("ep_item_flush_failed", metrics.flush_failures.get());
         part.sum("run_merges", metrics.merges.get());
+        part.sum("run_merge_written_bytes", metrics.merge_written_bytes.get());
+        part.sum("purges", metrics.purges.get());
         part.sum("scrub_damaged", metrics.scrub_damaged.get());
         part.sum("manifest_changes", stats.manifest_changes);
         part.sum("data_file_bytes", stats.space.file_bytes);
@@ -276,6 +278,7 @@ fn timings(engine: &Engine, part: &mut StatPart) {
         part.histogram("wal_commit_ns", &commits, Unit::AsRecorded);
         part.histogram("wal_commit_bytes", &metrics.wal_commit_bytes.histogram(), Unit::AsRecorded);
         part.histogram("flush_ns", &metrics.flush_ns.histogram(), Unit::AsRecorded);
+        part.histogram("run_merge_ns", &metrics.merge_ns.histogram(), Unit::AsRecorded);
         part.histogram("reclaim_ns", &metrics.reclaim_ns.histogram(), Unit::AsRecorded);
         part.histogram("flush_bytes", &metrics.flush_bytes.histogram(), Unit::AsRecorded);
     }

@@ -46,6 +46,17 @@ pub(crate) enum BenchError {
     /// Loading.
     #[error(transparent)]
     Load(#[from] LoadError),
+    /// An engine under test.
+    #[error("cannot {what} {name}")]
+    Engine {
+        /// Which.
+        name: &'static str,
+        /// What was tried.
+        what: &'static str,
+        /// What it said.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// A plot.
     #[error("cannot draw {}: {text}", path.display())]
     Plot {
@@ -72,5 +83,13 @@ impl BenchError {
     /// For `map_err`: the system refused something.
     pub(crate) fn system(what: &'static str) -> impl FnOnce(io::Error) -> BenchError {
         move |source| BenchError::System { what, source }
+    }
+
+    /// For `map_err`: an engine refused something.
+    pub(crate) fn engine(
+        name: &'static str,
+        what: &'static str,
+    ) -> impl Fn(Box<dyn std::error::Error + Send + Sync>) -> BenchError {
+        move |source| BenchError::Engine { name, what, source }
     }
 }

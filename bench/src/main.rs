@@ -69,6 +69,17 @@ enum Command {
     /// Example: ringbench seqlist --quick
     #[command(name = "seqlist")]
     SeqList(cmd::seqlist::SeqListArgs),
+    /// The store without the network beside other embedded engines, in one run: load, scans by key and by seqno, random reads, overwrites.
+    ///
+    /// Peers are built in by features of this package: `cargo build --release -p ringbase-bench --features peers,peer-rocksdb` (a C compiler; for RocksDB a
+    /// C++ compiler and libclang, and half an hour). Without them the store stands beside the device alone.
+    ///
+    /// Cold phases begin with an engine just opened whose files the page cache has forgotten. Some peers read through the page cache, which
+    /// --cache-share does not bound: each pass of random reads is short for that reason. To bound it, give the command a memory limit:
+    /// systemd-run --scope -p MemoryMax=512M ringbench engine.
+    ///
+    /// Example: ringbench engine --quick. Deep reads of two engines: ringbench engine --engines ringbase,lmdb --overwrite-share 0
+    Engine(cmd::engine::EngineArgs),
     /// The storage ring alone: reads and durable writes of a file at several depths.
     Io(cmd::io::IoArgs),
     /// What an instrumented site costs: tracing off, its category off, and recorded.
@@ -86,6 +97,7 @@ fn main() -> ExitCode {
         Command::Backfill(args) => cmd::backfill::run(&args),
         Command::Kv(args) => cmd::kv::run(&args),
         Command::Echo(args) => cmd::echo::run(&args),
+        Command::Engine(args) => cmd::engine::run(&args),
         Command::Churn(args) => cmd::churn::run(&args),
         Command::ScanMemory(args) => cmd::scan_memory::run(&args),
         Command::Memory(args) => cmd::memory::run(&args),

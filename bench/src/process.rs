@@ -1,4 +1,4 @@
-//! What the system says about processes: CPU time and resident memory of the node, CPU time of this one.
+//! What the system says about processes: CPU time and resident memory of the node, CPU time and device traffic of this one.
 //!
 //! Does not know: what the processes do.
 
@@ -53,6 +53,18 @@ pub(crate) fn resident_bytes(pid: u32) -> io::Result<u64> {
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "smaps_rollup without Rss"))
 }
 
+/// Bytes that this process has fetched from devices and has sent there, so far; what the page cache has is not fetched.
+///
+/// # Errors
+/// This kernel does not count them.
+pub(crate) fn own_io() -> io::Result<(u64, u64)> {
+    let text = fs::read_to_string("/proc/self/io")?;
+    let number = |name| text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
+    number("read_bytes:").zip(number("write_bytes:")).ok_or_else(|| {
+        io::Error::new(io::ErrorKind::InvalidData, "an io file without read_bytes and write_bytes")
+    })
+}
+
 /// The number after `name` at the beginning of a line.
 fn kibibytes(text: &str, name: &str) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix(name))?;
@@ -82,6 +94,15 @@ mod tests {
         // Far more than what tests beside this one may give back meanwhile.
         let touched = std::hint::black_box(vec![1_u8; 256 << 20]);
         assert!(resident_bytes(pid).unwrap() >= before + (128 << 20), "{}", touched.len());
+    }
+
+    #[test]
+    fn what_is_written_through_to_a_device_is_counted() {
+        let directory = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+        let before = own_io().unwrap();
+        fs::write(directory.path().join("file"), vec![1; 1 << 20]).unwrap();
+        fs::File::open(directory.path().join("file")).unwrap().sync_all().unwrap();
+        assert!(own_io().unwrap().1 >= before.1 + (1 << 20));
     }
 
     #[test]

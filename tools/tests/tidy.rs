@@ -36,6 +36,7 @@ const UNSAFE_HOMES: &[&str] = &[
     "storage/src/slab",
     "storage/src/hashtable",
     "node/src/core",
+    "bench/src/cmd/engine/peers/lmdb",
 ];
 
 /// Where the runtime may be named.

@@ -5,6 +5,7 @@
 pub(crate) mod backfill;
 pub(crate) mod churn;
 pub(crate) mod echo;
+pub(crate) mod engine;
 pub(crate) mod io;
 pub(crate) mod kv;
 pub(crate) mod memory;

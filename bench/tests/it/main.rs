@@ -4,6 +4,7 @@
 
 mod backfill;
 mod churn;
+mod engine;
 mod kv;
 
 use std::path::{Path, PathBuf};
@@ -35,8 +36,12 @@ pub(crate) fn node() -> PathBuf {
         Some(name) => name,
         None => panic!("{} has no name", profile_directory.display()),
     };
+    let on = [("peers", cfg!(feature = "peers")), ("peer-rocksdb", cfg!(feature = "peer-rocksdb"))];
+    let features: Vec<String> =
+        on.iter().filter(|(_, is_on)| *is_on).map(|(name, _)| format!("ringbase-bench/{name}")).collect();
     let built = Command::new(env!("CARGO"))
         .args(["build", "--quiet", "--profile", profile, "-p", "ringbase", "-p", "ringbase-bench", "--bins"])
+        .args(["--features", &features.join(",")])
         .arg("--target-dir")
         .arg(profile_directory.parent().expect("profiles have a directory"))
         .current_dir(env!("CARGO_MANIFEST_DIR"))

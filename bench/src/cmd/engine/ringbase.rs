@@ -193,7 +193,7 @@ where
 }
 
 async fn write_batch(opened: &Opened, batch: &Batch) -> Result<(), Failure> {
-    let unknown: Rc<RefCell<VecDeque<(Vec<u8>, Vec<u8>)>>> = Rc::default();
+    let unknown = Rc::new(RefCell::new(VecDeque::new()));
     for (key, value) in batch.documents() {
         let key = with_prefix(key);
         if !write_known(opened, &key, value).await? {

@@ -3,11 +3,15 @@
 //! Its usual options but for these: direct reads, direct flushes and compactions, no compression, ten filter bits a key, a long read-ahead for scans,
 //! which direct reads need. A walk by seqno leaves nothing in the cache.
 //!
+//! The crate builds its own RocksDB, unless `ROCKSDB_LIB_DIR` names a directory with one.
+//!
 //! Does not know: layouts.
+
+use std::time::Duration;
 
 use rocksdb::{
     BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType, Options,
-    ReadOptions, WaitForCompactOptions, WriteBatch, WriteOptions,
+    ReadOptions, WriteBatch, WriteOptions,
 };
 
 use super::{Change, Peer, Show, Table, View};
@@ -25,6 +29,20 @@ const FILTER_BITS: f64 = 10.0;
 /// Bytes that a scan reads ahead.
 const AHEAD_BYTES: usize = 2 << 20;
 
+/// Between two looks whether it still works.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// Looks in a row that must find nothing to do.
+const LOOKS: u32 = 10;
+
+/// Properties of a table that are above 0 while there is work.
+const WORK: [&str; 4] = [
+    "rocksdb.mem-table-flush-pending",
+    "rocksdb.num-running-flushes",
+    "rocksdb.compaction-pending",
+    "rocksdb.num-running-compactions",
+];
+
 /// Threads that flush and compact.
 const JOBS: i32 = 2;
 
@@ -38,6 +56,17 @@ impl RocksDb {
             Table::BySeqno => BY_SEQNO,
         };
         self.0.cf_handle(name).ok_or_else(|| "a column family is not there".into())
+    }
+
+    fn is_working(&self) -> Result<bool, Failure> {
+        for table in [Table::ByKey, Table::BySeqno] {
+            for property in WORK {
+                if self.0.property_int_value_cf(self.table(table)?, property)?.unwrap_or(0) > 0 {
+                    return Ok(true);
+                }
+            }
+        }
+        Ok(false)
     }
 }
 
@@ -87,9 +116,14 @@ impl Peer for RocksDb {
     }
 
     fn settle(&self) -> Result<(), Failure> {
-        let mut options = WaitForCompactOptions::default();
-        options.set_flush(true);
-        self.0.wait_for_compact(&options)?;
+        for table in [Table::ByKey, Table::BySeqno] {
+            self.0.flush_cf(self.table(table)?)?;
+        }
+        let mut quiet = 0;
+        while quiet < LOOKS {
+            std::thread::sleep(LOOK);
+            quiet = if self.is_working()? { 0 } else { quiet + 1 };
+        }
         Ok(())
     }
 }

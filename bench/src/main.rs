@@ -1,10 +1,10 @@
-//! `ringbench`: measures a node from outside, and the storage ring and the sequence list by themselves.
+//! `ringbench`: measures a node from outside, and the store, the storage ring and the sequence list by themselves.
 //!
 //! Bottom up: [`error`], [`process`], [`cpus`], [`recorder`], [`node`] (the node under test), [`workload`], the ceilings [`loopback`] and [`disk`],
 //! [`latency`], the client [`traffic`], [`machine`], [`report`], [`plot`], and the commands in [`cmd`].
 //!
 //! Does not know: server code, but for an echo that is a floor; what it measures goes over TCP, and through
-//! `ringbase_storage` for ring and list.
+//! `ringbase_storage` for store, ring and list.
 
 mod cpus;
 mod error;
@@ -72,7 +72,7 @@ enum Command {
     /// The store without the network beside other embedded engines, in one run: load, scans by key and by seqno, random reads, overwrites.
     ///
     /// Peers are built in by features of this package: `cargo build --release -p ringbase-bench --features peers,peer-rocksdb` (a C compiler; for RocksDB a
-    /// C++ compiler and libclang, and half an hour). Without them the store stands beside the device alone.
+    /// C++ compiler and libclang, and an hour on two cores). Without them the store stands beside the device alone.
     ///
     /// Cold phases begin with an engine just opened whose files the page cache has forgotten. Some peers read through the page cache, which
     /// --cache-share does not bound: each pass of random reads is short for that reason. To bound it, give the command a memory limit:

@@ -25,6 +25,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
+use ringbase_storage::format::seqlog_block::SEQLOG_BLOCK_BYTES;
 use ringbase_storage::io::probe::{Pattern, ProbePlan};
 use ringbase_storage::metrics::IoClass;
 use serde::Serialize;
@@ -50,8 +51,9 @@ const PROBE_BYTES_MAX: u64 = 1 << 30;
 /// Depth that the ring of the ceilings allows.
 const PROBE_DEPTH_MAX: u32 = 64;
 
-/// Bytes of a random read of the ceilings.
+/// Bytes of the random reads of the ceilings: a block of the device, and one of the store's blocks of documents.
 const PROBE_READ_BYTES: usize = 4096;
+const PROBE_BLOCK_BYTES: usize = SEQLOG_BLOCK_BYTES;
 
 /// Options of `ringbench engine`.
 #[derive(Debug, Clone, Args)]
@@ -199,6 +201,8 @@ struct Ceiling {
     round: u32,
     /// Sequential, else at random.
     is_sequential: bool,
+    /// Bytes of one read.
+    bytes: usize,
     depth: u32,
     /// Megabytes a second if sequential, else reads a second.
     rate: f64,
@@ -379,20 +383,22 @@ fn probe_bytes(data: &Data) -> u64 {
 /// What the device gives: one long read, and single blocks at the depths of the random reads.
 fn look_up_to(probes: &ProbeFile, round: u32, duration: Duration) -> Result<Vec<Ceiling>, BenchError> {
     let long = sequential_read(duration);
-    let rate = probes.run(&long)?.megabytes_per_second();
-    let mut ceilings = vec![Ceiling { round, is_sequential: true, depth: long.depth, rate }];
-    for depth in DEPTHS.map(|depth| depth as u32) {
-        let plan = ProbePlan {
-            class: IoClass::Read,
-            pattern: Pattern::Random,
-            operation_bytes: PROBE_READ_BYTES,
-            depth,
-            duration,
-        };
-        let rate = probes.run(&plan)?.operations_per_second();
-        ceilings.push(Ceiling { round, is_sequential: false, depth, rate });
-    }
-    Ok(ceilings)
+    let random = |operation_bytes: usize, depth: usize| ProbePlan {
+        class: IoClass::Read,
+        pattern: Pattern::Random,
+        operation_bytes,
+        depth: depth as u32,
+        duration,
+    };
+    let mut plans = vec![long, random(PROBE_BLOCK_BYTES, DEPTHS[2])];
+    plans.extend(DEPTHS.map(|depth| random(PROBE_READ_BYTES, depth)));
+    let look = |plan: ProbePlan| {
+        let result = probes.run(&plan)?;
+        let is_sequential = plan.pattern == Pattern::Sequential;
+        let rate = if is_sequential { result.megabytes_per_second() } else { result.operations_per_second() };
+        Ok(Ceiling { round, is_sequential, bytes: plan.operation_bytes, depth: plan.depth, rate })
+    };
+    plans.into_iter().map(look).collect()
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::measure::{Phase, Row};
-use super::{Ceiling, Found, Layout, Results, ringbase};
+use super::{Ceiling, Found, Layout, PROBE_BLOCK_BYTES, PROBE_READ_BYTES, Results, ringbase};
 use crate::error::BenchError;
 use crate::plot::{Line, Plot};
 use crate::report::{median, put, put_hgrm, quantiles, table};
@@ -74,9 +74,9 @@ fn raw_csv(results: &Results) -> String {
         )
         .expect("a string takes everything");
     }
-    for Ceiling { round, is_sequential, depth, rate } in &results.ceilings {
+    for Ceiling { round, is_sequential, bytes, depth, rate } in &results.ceilings {
         let what = if *is_sequential { "sequential" } else { "random" };
-        writeln!(csv, "{round},device,,{what} reads depth {depth},,,,{rate:.1},,,,,,,")
+        writeln!(csv, "{round},device,,{what} reads of {bytes} depth {depth},,,,{rate:.1},,,,,,,")
             .expect("a string takes everything");
     }
     csv
@@ -117,23 +117,24 @@ fn groups(results: &Results) -> Vec<Group<'_>> {
         .collect()
 }
 
+/// Which ceilings are meant.
+fn is_ceiling(ceiling: &Ceiling, is_sequential: bool, bytes: usize, depth: u32) -> bool {
+    ceiling.is_sequential == is_sequential
+        && (is_sequential || (ceiling.bytes, ceiling.depth) == (bytes, depth))
+}
+
 /// What a phase could have in this round, in its unit.
 fn ceiling(results: &Results, row: &Row) -> Option<f64> {
-    let of = |is_sequential: bool, depth: u32| {
-        let is_it = |ceiling: &&Ceiling| {
-            ceiling.round == row.round
-                && ceiling.is_sequential == is_sequential
-                && (is_sequential || ceiling.depth == depth)
-        };
-        results.ceilings.iter().find(is_it).map(|ceiling| ceiling.rate)
+    let (is_sequential, depth) = match row.phase {
+        Phase::KeysCold | Phase::SeqnosCold => (true, 0),
+        Phase::Reads1 => (false, 1),
+        Phase::Reads8 => (false, 8),
+        Phase::Reads32 => (false, 32),
+        _ => return None,
     };
-    match row.phase {
-        Phase::KeysCold | Phase::SeqnosCold => of(true, 0),
-        Phase::Reads1 => of(false, 1),
-        Phase::Reads8 => of(false, 8),
-        Phase::Reads32 => of(false, 32),
-        _ => None,
-    }
+    let mut of_round = results.ceilings.iter().filter(|ceiling| ceiling.round == row.round);
+    let found = of_round.find(|ceiling| is_ceiling(ceiling, is_sequential, PROBE_READ_BYTES, depth));
+    found.map(|ceiling| ceiling.rate)
 }
 
 /// The store of this project against the best peer in one layout.
@@ -256,18 +257,17 @@ fn space_row(results: &Results, group: &Group<'_>) -> [String; 5] {
 }
 
 fn ceilings_text(results: &Results) -> String {
-    let middle = |is_sequential: bool, depth: u32| {
-        let of = results.ceilings.iter().filter(move |ceiling| {
-            ceiling.is_sequential == is_sequential && (is_sequential || ceiling.depth == depth)
-        });
+    let middle = |is_sequential: bool, bytes: usize, depth: u32| {
+        let of = results.ceilings.iter().filter(|ceiling| is_ceiling(ceiling, is_sequential, bytes, depth));
         median(of.map(|ceiling| ceiling.rate)).unwrap_or_default()
     };
+    let [one, eight, deep] = [1, 8, 32].map(|depth| middle(false, PROBE_READ_BYTES, depth));
     format!(
-        "The device gives {:.0} MB/s of long sequential reads, and {:.0}, {:.0} and {:.0} random reads of 4 KiB a second at depth 1, 8 and 32.",
-        middle(true, 0),
-        middle(false, 1),
-        middle(false, 8),
-        middle(false, 32)
+        "The device gives {:.0} MB/s of long sequential reads; {one:.0}, {eight:.0} and {deep:.0} random reads of 4 KiB a second at depth 1, 8 and 32; {:.0} of {} KiB, \
+         which the store's blocks of documents have, at depth 32.",
+        middle(true, 0, 0),
+        middle(false, PROBE_BLOCK_BYTES, 32),
+        PROBE_BLOCK_BYTES >> 10
     )
 }
 
@@ -396,7 +396,13 @@ mod tests {
             cache_bytes: 1 << 20,
             extent,
             rounds: 2,
-            ceilings: vec![Ceiling { round: 1, is_sequential: true, depth: 16, rate: 1000.0 }],
+            ceilings: vec![Ceiling {
+                round: 1,
+                is_sequential: true,
+                bytes: 262_144,
+                depth: 16,
+                rate: 1000.0,
+            }],
             found,
             missing: vec!["peers"],
         }

@@ -275,11 +275,7 @@ impl ShardCore {
 
     /// Makes what was written durable, then what readers see.
     async fn commit(&self, store: &Rc<VbStore>, written: Written, started: u64) -> Done {
-        if written.is_written()
-            && !is_on(Mutant::NoReclaimSync)
-            && let Err(error) = self.space.device().sync().await
-        {
-            self.fail(&error);
+        if written.is_written() && !is_on(Mutant::NoReclaimSync) && !self.sync_data().await {
             return Done::Stop;
         }
         // A vbucket goes, and a flush is published, before or after.

@@ -96,10 +96,7 @@ impl ShardCore {
         if prepared.is_empty() {
             return Ok(false);
         }
-        if !is_on(Mutant::NoDataSync)
-            && let Err(error) = self.space.device().sync().await
-        {
-            self.fail(&error);
+        if !is_on(Mutant::NoDataSync) && !self.sync_data().await {
             return Ok(true);
         }
         let mut records: Vec<Record> =

@@ -29,6 +29,7 @@ mod vbucket;
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
+use std::io;
 use std::rc::{Rc, Weak};
 
 pub use bucket::Home;
@@ -89,6 +90,15 @@ impl Default for ShardOptions {
             reclaim: ReclaimOptions::DEFAULT,
         }
     }
+}
+
+/// A sync that failed, which is final.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot sync {device}")]
+struct SyncFailed {
+    device: String,
+    #[source]
+    source: io::Error,
 }
 
 /// What the vbuckets of a shard share. Internal to the engine.
@@ -188,6 +198,18 @@ impl ShardCore {
     pub(crate) fn memory_of(&self, bucket: BucketId) -> Rc<BucketMemory> {
         let mut buckets = self.buckets.borrow_mut();
         buckets.entry(bucket).or_insert_with(|| Rc::new(BucketMemory::new(self.memory.clone()))).clone()
+    }
+
+    /// Makes what was written to the data file durable; false if that failed, and the shard with it.
+    async fn sync_data(&self) -> bool {
+        let data = self.space.device();
+        match data.sync().await {
+            Ok(()) => true,
+            Err(source) => {
+                self.fail(&SyncFailed { device: data.name().to_owned(), source });
+                false
+            }
+        }
     }
 
     /// The shard has failed for good.

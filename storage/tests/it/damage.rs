@@ -177,6 +177,20 @@ fn a_failed_sync_of_the_log_stops_writes_for_good_and_reads_go_on() {
     });
 }
 
+/// G7: so is a failed sync of the data file, and the reason names the file.
+#[test]
+fn a_failed_sync_of_the_data_file_fails_the_shard_and_says_where() {
+    let (sim, disk, shard, model) = new_world(3);
+    sim.block_on(async {
+        let store = shard.vbucket(BUCKET, VbId(0)).unwrap();
+        put(&store, &model, b"\0a", Some(b"1")).await.unwrap();
+        disk.inject(Injection::next(Fault::SyncError).on("data"));
+        let reason = shard.flush().await.unwrap_err();
+        assert!(reason.contains("cannot sync data: "), "{reason}");
+        assert!(store.get(b"\0a").await.unwrap().live().is_some());
+    });
+}
+
 /// G8: with a full data file writes are refused for now, what was acknowledged stays, and all goes on when there is room.
 #[test]
 fn a_full_disk_refuses_writes_for_now_and_loses_nothing() {

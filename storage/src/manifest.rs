@@ -5,7 +5,7 @@
 //!
 //! Invariants
 //! - A change is applied to the state in memory only when it is durable.
-//! - One change at a time. After a failed write the shard has failed: the manifest on disk may be either.
+//! - One change at a time. After a failed write the shard has failed, and no change is made any more: the manifest on disk may be either.
 //! - The old area is given back only when both superblock slots name the new one.
 //! - Room for the next area is kept while there is any, so that a full disk does not fail the shard.
 //!
@@ -249,6 +249,8 @@ pub struct Manifest {
     head: Cell<u64>,
     previous_crc: Cell<u32>,
     changing: Lock,
+    /// A change has failed: nobody knows where the next one would have to go.
+    has_failed: Cell<bool>,
     commits: Cell<u64>,
     checkpoints: Cell<u64>,
 }
@@ -283,6 +285,7 @@ impl Manifest {
             head: Cell::new(0),
             previous_crc: Cell::new(0),
             changing: Lock::default(),
+            has_failed: Cell::new(false),
             commits: Cell::new(0),
             checkpoints: Cell::new(0),
         };
@@ -314,6 +317,7 @@ impl Manifest {
             head: Cell::new(loaded.head),
             previous_crc: Cell::new(loaded.previous_crc),
             changing: Lock::default(),
+            has_failed: Cell::new(false),
             commits: Cell::new(0),
             checkpoints: Cell::new(0),
         };
@@ -370,9 +374,20 @@ impl Manifest {
     /// Makes one atomic change durable, then applies it.
     ///
     /// # Errors
-    /// `Io`: the shard has failed, the manifest on disk may be either.
+    /// `Io`: the shard has failed, the manifest on disk may be either. Every later change fails, too: it would be written over what is durable.
     pub async fn commit(&self, records: Vec<Record>) -> Result<(), ManifestError> {
         let _changing = self.changing.lock().await;
+        if self.has_failed.get() {
+            let offset = self.superblock.get().manifest_start * BLOCK_BYTES as u64;
+            let source = io::Error::other("an earlier change has failed");
+            return Err(io_error(self.space.device(), "change the manifest of", offset, source));
+        }
+        let changed = self.change(records).await;
+        self.has_failed.set(changed.is_err());
+        changed
+    }
+
+    async fn change(&self, records: Vec<Record>) -> Result<(), ManifestError> {
         self.keep_spare().await;
         let payload = encode(&records);
         let blocks = batch_blocks(payload.len());
@@ -501,7 +516,7 @@ mod tests {
     use crate::cache::BlockCache;
     use crate::env::sim::SimExecutor;
     use crate::format::manifest_record::{BucketDesc, VbState};
-    use crate::io::sim::SimDisk;
+    use crate::io::sim::{Crash, Fault, Injection, SimDisk};
     use crate::types::{BucketId, FailoverEntry, Seqno, ShardId, VbId, VbUuid};
 
     const GEOMETRY: Geometry = Geometry {
@@ -611,6 +626,35 @@ mod tests {
                 assert!(matches!(error, ManifestError::Damaged { .. }), "block {block}: {error}");
             }
         });
+    }
+
+    /// G7: a checkpoint that fails has begun a new area, and a change after it would be written over the beginning of the old one, which is still the
+    /// one that counts.
+    #[test]
+    fn no_change_follows_one_that_failed() {
+        for nth in 1..60 {
+            let (sim, disk, space) = set_up(11);
+            let (known, perhaps) = sim.block_on(async {
+                let manifest =
+                    Manifest::format(space, 7, GEOMETRY, 0, ManifestState::default()).await.unwrap();
+                disk.inject(Injection::nth(Fault::WriteError, nth));
+                let mut position = 0;
+                while manifest.commit(vec![vbucket(1), Record::WalTail { position }]).await.is_ok() {
+                    position += 1;
+                }
+                let error = manifest.commit(vec![vbucket(2)]).await.unwrap_err();
+                assert!(error.to_string().contains("change the manifest of data"), "{error}");
+                (position.saturating_sub(1), position)
+            });
+            drop(sim);
+            disk.crash_with(Crash::KeepAll, nth);
+            let sim = SimExecutor::new(nth);
+            disk.attach(&sim);
+            let manifest = sim.block_on(reopen(disk.open("data"))).unwrap();
+            let tail = manifest.state().wal_tail;
+            assert!((known..=perhaps).contains(&tail), "{tail} after write {nth} failed at {perhaps}");
+            assert!(!manifest.state().vbuckets.contains_key(&(BucketId(1), VbId(2))));
+        }
     }
 
     /// The number of a bucket that is gone survives a checkpoint: records of it in the log can never be taken for another one's.

@@ -10,6 +10,8 @@
 pub enum Mutant {
     /// The persisted seqno rises before the sync (G1, G2).
     EarlyAck,
+    /// A commit of the log that failed is taken for a durable one (G7).
+    ForgetCommitErrors,
     /// A flush is committed without syncing the data file first (G1).
     NoDataSync,
     /// Checksum and identity of blocks are not looked at (G3, G5).

@@ -9,91 +9,15 @@ use rand::RngExt;
 use rand::rngs::Xoshiro256PlusPlus;
 use ringbase_storage::env::sim::SimExecutor;
 use ringbase_storage::io::sim::{Crash, Fault, Injection, SimDisk};
-use ringbase_storage::scan::{Content, DocumentEncoder, KeyRange, KeyScan, Limits, SeqnoScan, Stop};
 use ringbase_storage::shard::Shard;
-use ringbase_storage::types::{Kind, Seqno, VbId};
-use ringbase_storage::vbstore::{Found, NewVersion, ReadView, VbStore};
+use ringbase_storage::types::{Seqno, VbId};
 
 use crate::crash::reported;
-use crate::world::{
-    BUCKET, Model, VBUCKETS, VbModel, Written, check_view, each_seed, new_world, open_shard, rng,
-};
+use crate::tolerant::{ALL_THERE, Met, check, error_loop, get, scan, stride, wait_persisted, write};
+use crate::world::{BUCKET, Model, VBUCKETS, VbModel, each_seed, new_world, open_shard, rng};
 
 /// Operations of the scenario.
 const OPERATIONS: u32 = 400;
-
-/// What a scenario met; answers that are errors are no violation.
-#[derive(Debug, Default, Clone, Copy)]
-struct Met {
-    read_errors: u64,
-    write_errors: u64,
-    not_persisted: u64,
-    failed_shards: u64,
-    refused_starts: u64,
-}
-
-/// Looks a key up; the answer is the model's or an error.
-async fn get(store: &Rc<VbStore>, model: &Model, key: &[u8], met: &mut Met) -> Option<Found> {
-    let found = store.get(key).await.map_err(|_| met.read_errors += 1).ok()?;
-    let known = model.borrow();
-    let known = known[store.id().0 as usize].at(store.high_seqno()).remove(key);
-    let shown = match &found {
-        Found::Version(item) => Some((item.seqno().0, (!item.is_deleted()).then(|| item.value().to_vec()))),
-        Found::Absent => None,
-    };
-    assert_eq!(shown, known, "vb {}: wrong answer for {key:?}", store.id());
-    Some(found)
-}
-
-async fn write(store: &Rc<VbStore>, model: &Model, key: &[u8], value: Option<&[u8]>, met: &mut Met) {
-    let Some(found) = get(store, model, key, met).await else { return };
-    let kind = if value.is_some() { Kind::Mutation } else { Kind::Deletion };
-    let new = NewVersion { key, value: value.unwrap_or_default(), flags: 5, expiry: 0, datatype: 0, kind };
-    let Ok(item) = store.write(&found, new) else {
-        met.write_errors += 1;
-        return;
-    };
-    let vb = &mut model.borrow_mut()[store.id().0 as usize];
-    vb.writes.push(Written { key: key.to_vec(), value: value.map(<[u8]>::to_vec), cas: item.cas() });
-    assert_eq!(item.seqno().0, vb.writes.len() as u64);
-}
-
-/// Scans a view in both orders. What comes before an error is a beginning of what the model says, without an error it is all of it.
-async fn scan(view: &ReadView, known: &VbModel, met: &mut Met) {
-    let expected = known.at(view.end());
-    let encoder: DocumentEncoder = Rc::new(|out, meta, key, value| {
-        out.extend_from_slice(format!("{} {} {value:?}\n", meta.seqno, key.escape_ascii()).as_bytes());
-    });
-    let mut all = String::new();
-    for (key, (seqno, value)) in &expected {
-        if let Some(value) = value {
-            all += &format!("{seqno} {} {value:?}\n", key[1..].escape_ascii());
-        }
-    }
-    let mut scan = KeyScan::new(view.clone(), KeyRange::collection(0), Content::Documents(encoder), None);
-    let (mut out, mut limits) =
-        (Vec::new(), Limits { buffer_bytes: 1 << 20, items: None, bytes: None, deadline_ns: None });
-    let stop = scan.fill(&mut out, &mut limits).await;
-    let out = String::from_utf8(out).unwrap();
-    assert!(all.starts_with(&out), "{view:?} in key order");
-    assert!(stop.is_err() || out == all, "{view:?} ends early without an error");
-    assert!(stop.is_err() || stop.is_ok_and(|stop| stop == Stop::End || stop == Stop::BufferFull));
-
-    let mut by_seqno: Vec<_> = expected.iter().map(|(key, (seqno, value))| (*seqno, key, value)).collect();
-    by_seqno.sort();
-    let mut next = by_seqno.iter();
-    let mut scan = SeqnoScan::new(view.clone(), Seqno(1));
-    let run = scan.run(|record| {
-        let (seqno, key, value) = next.next().expect("no more than the model has");
-        let shown = (!record.meta.kind.is_deleted()).then(|| record.value.to_vec());
-        assert_eq!((record.meta.seqno.0, record.key, &shown), (*seqno, &key[..], *value));
-        true
-    });
-    match run.await {
-        Ok(_) => assert_eq!(next.count(), 0, "{view:?} in seqno order ends early without an error"),
-        Err(_) => met.read_errors += 1,
-    }
-}
 
 /// One client, whose operations may all fail.
 async fn run(shard: &Shard, model: &Model, random: &mut Xoshiro256PlusPlus, operations: u32, met: &mut Met) {
@@ -112,14 +36,7 @@ async fn run(shard: &Shard, model: &Model, random: &mut Xoshiro256PlusPlus, oper
                 get(store, model, key.as_bytes(), met).await;
             }
             75..85 => {
-                let seqno = store.high_seqno();
-                if !store.wait_persisted(seqno).await {
-                    met.not_persisted += 1;
-                    assert!(
-                        shard.failure().is_some(),
-                        "only a failed shard leaves a waiter without its seqno"
-                    );
-                }
+                wait_persisted(shard, store, met).await;
             }
             85..93 => {
                 if let Ok(view) = store.open_view().await {
@@ -134,23 +51,6 @@ async fn run(shard: &Shard, model: &Model, random: &mut Xoshiro256PlusPlus, oper
         }
     }
     met.failed_shards += u64::from(shard.failure().is_some());
-}
-
-/// After a start without faults everything acknowledged is there; what is not there is struck from the model.
-async fn check(shard: &Shard, model: &Model, known: &[Seqno], random: &mut Xoshiro256PlusPlus) {
-    for (store, reported) in shard.vbuckets().iter().zip(known) {
-        let high = store.high_seqno();
-        let vb = store.id();
-        assert!(high >= *reported, "vb {vb}: {reported} was reported persisted, only {high} was recovered");
-        let known = {
-            let vb = &mut model.borrow_mut()[vb.0 as usize];
-            assert!(high.0 <= vb.writes.len() as u64, "vb {vb:?}: seqno {high} was never written");
-            vb.writes.truncate(high.0 as usize);
-            vb.clone()
-        };
-        let view = store.open_view().await.unwrap();
-        check_view(&view, &known, random).await;
-    }
 }
 
 /// A scenario in which `injection` strikes a running shard; false if it did not strike.
@@ -174,7 +74,7 @@ fn fail_running(seed: u64, injection: &Injection, met: &mut Met) -> bool {
     sim.block_on(async {
         let (shard, _) =
             open_shard(&env, &disk).await.expect("a failed operation leaves a store that starts");
-        check(&shard, &model, &known, &mut random).await;
+        check(&shard, &model, &ALL_THERE, &known, &mut random).await;
         shard.detach();
     });
     struck
@@ -238,43 +138,22 @@ fn fail_starting(stopped: &Stopped, injection: &Injection, met: &mut Met) -> boo
     let env = sim.env();
     sim.block_on(async {
         let (shard, _) = open_shard(&env, &disk).await.expect("a failed start leaves a store that starts");
-        check(&shard, &model, &known, &mut random).await;
+        check(&shard, &model, &ALL_THERE, &known, &mut random).await;
         shard.detach();
     });
     struck
 }
 
-/// Fails the n-th operation of each kind, once and from then on, until a run completes untouched; returns how many runs there were.
-fn error_loop(stride: u64, mut fails: impl FnMut(&Injection) -> bool) -> u64 {
-    let mut runs = 0;
-    for fault in [Fault::ReadError, Fault::WriteError, Fault::SyncError] {
-        for sticky in [false, true] {
-            let mut nth = 1;
-            loop {
-                let injection = Injection::nth(fault, nth);
-                let injection = if sticky { injection.sticky() } else { injection };
-                runs += 1;
-                if !fails(&injection) {
-                    break;
-                }
-                nth += stride;
-            }
-            assert!(nth > 1, "{fault:?} never struck");
-        }
-    }
-    runs
-}
-
-fn stride(sparse: u64) -> u64 {
-    if std::env::var_os("RINGBASE_EXHAUSTIVE").is_some() { 1 } else { sparse }
-}
+/// Each kind of operation, on any file.
+const FAULTS: [(Fault, Option<&str>); 3] =
+    [(Fault::ReadError, None), (Fault::WriteError, None), (Fault::SyncError, None)];
 
 /// G7: the n-th read, write or sync fails, once or for good, for each n of a scenario with flushes, merges, views and scans. No panic, no
 /// wrong answer, and what was acknowledged is there after the next start.
 #[test]
 fn any_failed_operation_gives_no_wrong_answer_and_loses_nothing_acknowledged() {
     let mut met = Met::default();
-    let runs = error_loop(stride(23), |injection| fail_running(31, injection, &mut met));
+    let runs = error_loop(&FAULTS, stride(23), stride(23), |injection| fail_running(31, injection, &mut met));
     println!("{runs} runs of {OPERATIONS} operations: {met:?}");
     let Met { read_errors, write_errors, not_persisted, failed_shards, .. } = met;
     assert!(
@@ -288,7 +167,8 @@ fn any_failed_operation_gives_no_wrong_answer_and_loses_nothing_acknowledged() {
 fn any_failed_operation_of_a_start_leaves_a_store_that_starts() {
     let mut met = Met::default();
     let stopped = stopped(33);
-    let runs = error_loop(stride(5), |injection| fail_starting(&stopped, injection, &mut met));
+    let runs =
+        error_loop(&FAULTS, stride(5), stride(5), |injection| fail_starting(&stopped, injection, &mut met));
     println!("{runs} starts: {met:?}");
     assert!(met.refused_starts > 0 && met.failed_shards > 0, "{met:?}");
 }

@@ -57,6 +57,12 @@ impl VbModel {
         let writes = self.writes.iter().take(end.0 as usize).enumerate();
         writes.map(|(n, write)| (write.key.clone(), (n as u64 + 1, write.value.clone()))).collect()
     }
+
+    /// Seqno and value of the newest version of a key, a deletion included.
+    pub(crate) fn newest(&self, key: &[u8]) -> Option<(u64, Option<&[u8]>)> {
+        let n = self.writes.iter().rposition(|write| write.key == key)?;
+        Some((n as u64 + 1, self.writes[n].value.as_deref()))
+    }
 }
 
 pub(crate) type Model = Rc<RefCell<Vec<VbModel>>>;

@@ -26,6 +26,7 @@ mod ring;
 mod scan_speed;
 mod scrub;
 mod seqno_scan;
+mod short_sequences;
 mod tolerant;
 mod vbuckets;
 mod world;

@@ -1,6 +1,7 @@
 //! Behaviour of the storage engine, one module per subject.
 #![allow(clippy::unwrap_used)]
 
+mod bit_flips;
 mod branch;
 mod buckets;
 mod changes;

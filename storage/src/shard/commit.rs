@@ -56,6 +56,10 @@ impl ShardCore {
             self.fail(&error);
             return;
         }
+        // The sync of another file that failed meanwhile may have taken this commit with it.
+        if self.has_failed() {
+            return;
+        }
         self.metrics.wal_commit_ns.record(self.env.clock.monotonic_ns() - started);
         persisted(&dirty);
         self.idle_event.notify_all();

@@ -293,8 +293,7 @@ impl ShardCore {
             }
         };
         if self.change_manifest(records).await.is_err() {
-            // The manifest on disk may name these blocks: they are never given away again in this run.
-            std::mem::forget(written);
+            self.unsure.borrow_mut().push(Box::new(written));
             return Done::Stop;
         }
         let took_ns = self.env.clock.monotonic_ns() - started;

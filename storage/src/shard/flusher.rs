@@ -5,6 +5,7 @@
 //!
 //! Does not know: how a vbucket is written.
 
+use std::any::Any;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -104,8 +105,8 @@ impl ShardCore {
         let tail = self.tail_after(&prepared);
         records.push(Record::WalTail { position: tail });
         if self.change_manifest(records).await.is_err() {
-            // The manifest on disk may name these blocks: they are never given away again in this run.
-            std::mem::forget(prepared);
+            let written = prepared.into_iter().map(|(_, flush)| Box::new(flush) as Box<dyn Any>);
+            self.unsure.borrow_mut().extend(written);
             return Ok(true);
         }
         self.wal.set_tail(tail);

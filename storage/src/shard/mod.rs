@@ -14,6 +14,7 @@
 //! Invariants
 //! - The persisted seqno of a vbucket follows a successful sync of the log, or a durable flush.
 //! - The log's tail moves only with the manifest change that makes it right.
+//! - Once a write or sync that matters has failed, no persisted seqno rises and no manifest change counts, whichever file it was.
 //!
 //! Does not know: buckets' settings, sockets, opcodes.
 
@@ -27,6 +28,7 @@ mod open;
 mod scrub;
 mod vbucket;
 
+use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::io;
@@ -111,6 +113,9 @@ pub struct ShardCore {
     manifest: Manifest,
     metrics: ShardMetrics,
     failure: RefCell<Option<Rc<str>>>,
+    /// What a manifest change that failed would have named: the manifest on disk may name it, so its blocks stay taken as long as the shard lives.
+    /// Nothing in it holds the shard.
+    unsure: RefCell<Vec<Box<dyn Any>>>,
     dirty: RefCell<Vec<Weak<VbStore>>>,
     memory: Rc<ShardMemory>,
     buckets: RefCell<BTreeMap<BucketId, Rc<BucketMemory>>>,
@@ -379,12 +384,22 @@ impl ShardCore {
         log.truncate(FAILOVER_LOG_MAX);
     }
 
+    /// Makes a change durable. Not after the shard has failed, nor if it fails meanwhile: whoever asked for a sync that failed, it may have taken with
+    /// it what others wrote to the same device, and their syncs say nothing of that.
     async fn change_manifest(&self, records: Vec<Record>) -> Result<(), ManifestError> {
+        self.must_not_have_failed("change the manifest of")?;
         if let Err(error) = self.manifest.commit(records).await {
             self.fail(&error);
             return Err(error);
         }
+        self.must_not_have_failed("change the manifest of")?;
         self.wal.set_manifest_generation(self.manifest.superblock().manifest_generation);
         Ok(())
+    }
+
+    fn must_not_have_failed(&self, what: &'static str) -> Result<(), ManifestError> {
+        let Some(reason) = self.failure() else { return Ok(()) };
+        let device = self.space.device().name().to_owned();
+        Err(ManifestError::Io { what, device, offset: 0, source: io::Error::other(reason.to_string()) })
     }
 }

@@ -256,6 +256,7 @@ pub(super) async fn open(
         manifest,
         metrics: ShardMetrics::default(),
         failure: RefCell::default(),
+        unsure: RefCell::default(),
         dirty: RefCell::default(),
         memory: Rc::new(ShardMemory::new(options.memtable_bytes_max, options.resident_bytes_max)),
         buckets: RefCell::default(),

@@ -3,10 +3,12 @@
 //! `RINGBASE_EXHAUSTIVE=1 cargo test --release -p ringbase-storage --test it errors:: -- --nocapture` fails every single operation;
 //! `RINGBASE_SEEDS=10000` there tries that many seeds of lost and misdirected writes.
 
+use std::cell::Cell;
 use std::rc::Rc;
 
 use rand::RngExt;
 use rand::rngs::Xoshiro256PlusPlus;
+use ringbase_storage::cache::BlockCache;
 use ringbase_storage::env::sim::SimExecutor;
 use ringbase_storage::io::sim::{Crash, Fault, Injection, SimDisk};
 use ringbase_storage::shard::Shard;
@@ -14,7 +16,7 @@ use ringbase_storage::types::{Seqno, VbId};
 
 use crate::crash::reported;
 use crate::tolerant::{ALL_THERE, Met, check, error_loop, get, scan, stride, wait_persisted, write};
-use crate::world::{BUCKET, Model, VBUCKETS, VbModel, each_seed, new_world, open_shard, rng};
+use crate::world::{BUCKET, Model, OPTIONS, VBUCKETS, VbModel, each_seed, new_world, open_shard, rng, seeds};
 
 /// Operations of the scenario.
 const OPERATIONS: u32 = 400;
@@ -171,6 +173,77 @@ fn any_failed_operation_of_a_start_leaves_a_store_that_starts() {
         error_loop(&FAULTS, stride(5), stride(5), |injection| fail_starting(&stopped, injection, &mut met));
     println!("{runs} starts: {met:?}");
     assert!(met.refused_starts > 0 && met.failed_shards > 0, "{met:?}");
+}
+
+/// What a shard reports persisted when its failure is first seen, and in the end.
+fn reported_around_a_failure(seed: u64, injection: &Injection) -> Option<(Vec<Seqno>, Vec<Seqno>)> {
+    let (sim, disk, shard, model) = new_world(seed);
+    disk.inject(injection.clone());
+    let done = Rc::new(Cell::new(false));
+    for client in 0..2 {
+        let (shard, model, done) = (shard.clone(), model.clone(), done.clone());
+        sim.spawn(async move {
+            run(&shard, &model, &mut rng(seed * 2 + client), OPERATIONS / 4, &mut Met::default()).await;
+            done.set(true);
+        });
+    }
+    let mut first = None;
+    while !done.get() && sim.step() {
+        if first.is_none() && shard.failure().is_some() {
+            first = Some(reported(&shard));
+        }
+    }
+    sim.block_on(shard.close()).err()?;
+    let last = reported(&shard);
+    drop(sim);
+    shard.detach();
+    Some((first?, last))
+}
+
+/// G7: a sync that failed may have taken what others wrote to the same device. So nothing is reported persisted after it, whichever file it was of:
+/// neither a commit nor a flush that was under way.
+#[test]
+fn nothing_is_reported_persisted_after_a_failure() {
+    let mut failures = 0;
+    for seed in seeds(40) {
+        for file in ["wal", "data"] {
+            let injection = Injection::nth(Fault::SyncError, 1 + seed % 13).on(file);
+            if let Some((first, last)) = reported_around_a_failure(seed, &injection) {
+                failures += 1;
+                assert_eq!(first, last, "seed {seed}, {file}");
+            }
+        }
+    }
+    assert!(failures > 20, "{failures} failures");
+}
+
+/// A shard whose manifest change failed keeps blocks from being used again, but its devices no longer than itself.
+#[test]
+fn a_shard_that_failed_lets_go_of_its_devices() {
+    let mut failures = 0;
+    for (fault, nth) in [Fault::SyncError, Fault::WriteError]
+        .into_iter()
+        .flat_map(|fault| (1..25).map(move |nth| (fault, nth)))
+    {
+        let (sim, disk, shard, model) = new_world(nth);
+        sim.block_on(shard.close()).unwrap();
+        shard.detach();
+        drop(shard);
+        let (env, data) = (sim.env(), disk.open("data"));
+        disk.inject(Injection::nth(fault, 3 * nth).on("data"));
+        let shard = sim.block_on(async {
+            let (wal, cache) = (disk.open("wal"), BlockCache::new(0));
+            let (shard, _) = Shard::open(env, wal, data.clone(), cache, OPTIONS).await.ok()?;
+            run(&shard, &model, &mut rng(nth), OPERATIONS / 4, &mut Met::default()).await;
+            Some(shard)
+        });
+        failures += u64::from(shard.as_ref().is_some_and(|shard| shard.failure().is_some()));
+        shard.iter().for_each(Shard::detach);
+        drop(shard);
+        drop(sim);
+        assert_eq!(Rc::strong_count(&data), 1, "{fault:?} {nth}");
+    }
+    assert!(failures > 2, "{failures} failures");
 }
 
 /// What became of a lying write.

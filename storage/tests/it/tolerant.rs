@@ -66,11 +66,14 @@ pub(crate) async fn wait_persisted(shard: &Shard, store: &VbStore, met: &mut Met
     }
 }
 
+/// Seqno, key and value of a version, no value if it is a deletion.
+type Shown = (u64, Vec<u8>, Option<Vec<u8>>);
+
 /// Scans of one view in both orders, held open while the store goes on. What comes before an error is a beginning of the snapshot, without an
 /// error it is all of it.
 pub(crate) struct Held {
     keys: Option<(KeyScan, String)>,
-    seqnos: Option<(SeqnoScan, VecDeque<(u64, Vec<u8>, Option<Vec<u8>>)>)>,
+    seqnos: Option<(SeqnoScan, VecDeque<Shown>)>,
 }
 
 fn line(seqno: u64, key: &[u8], value: &[u8]) -> String {
@@ -88,7 +91,7 @@ impl Held {
             .iter()
             .filter_map(|(key, (seqno, value))| Some(line(*seqno, &key[1..], value.as_ref()?)))
             .collect();
-        let mut by_seqno: Vec<_> =
+        let mut by_seqno: Vec<Shown> =
             expected.into_iter().map(|(key, (seqno, value))| (seqno, key, value)).collect();
         by_seqno.sort();
         let range = KeyRange::collection(0);

@@ -71,6 +71,15 @@ stage_model() {
   done
 }
 
+# `cargo fuzz build` or `run` of a package, with what follows. Building takes most of the time here: all targets together, once for what both packages
+# need, in many pieces, lightly optimized.
+fuzz_package() {
+  local command=$1 package=$2
+  shift 2
+  RUSTC_BOOTSTRAP=1 CARGO_PROFILE_RELEASE_OPT_LEVEL=1 cargo fuzz "$command" --fuzz-dir "$package" \
+    --target-dir "$target/fuzz" --codegen-units 16 "$@"
+}
+
 # Every target of every fuzz package, from a copy of its corpus: a run must not change the tree. The stable compiler does.
 stage_fuzz() {
   local package name corpus log
@@ -78,13 +87,12 @@ stage_fuzz() {
     package=${package%/Cargo.toml}
     cargo metadata --locked --format-version 1 --manifest-path "$package/Cargo.toml" >/dev/null ||
       { echo "stale $package/Cargo.lock: run cargo check --manifest-path $package/Cargo.toml and commit it" >&2; return 1; }
+    fuzz_package build "$package" >"$target/fuzz-build.log" 2>&1 || { tail -n 60 "$target/fuzz-build.log"; return 1; }
     for name in $(cargo fuzz list --fuzz-dir "$package"); do
       corpus=$(mktemp -d "$target/corpus-XXXXXX")
       log="$corpus.log"
       [ ! -d "$package/corpus/$name" ] || cp "$package/corpus/$name"/* "$corpus"
-      # Building takes most of the time here: once for what both packages need, in many pieces, lightly optimized.
-      if ! RUSTC_BOOTSTRAP=1 CARGO_PROFILE_RELEASE_OPT_LEVEL=1 cargo fuzz run --fuzz-dir "$package" \
-        --target-dir "$target/fuzz" --codegen-units 16 "$name" "$corpus" -- \
+      if ! fuzz_package run "$package" "$name" "$corpus" -- \
         -max_total_time="${FUZZ_SECONDS:-3}" -print_final_stats=1 >"$log" 2>&1; then
         tail -n 60 "$log"
         echo "failed: $package $name; the input is named above" >&2

@@ -48,7 +48,7 @@ pub struct Segment {
     fences: Vec<SeqlogFence>,
     totals: SegmentTotals,
     deaths: RefCell<Deaths>,
-    /// Records that were purged: nobody who comes now sees them, and no mark is of them.
+    /// Records that were purged: nobody who comes now is to see them, and no mark that counts is of them.
     purged: Cell<Amount>,
     /// Of those: what replaced them, for views that were opened before the purge.
     replaced: RefCell<BTreeMap<Seqno, Seqno>>,

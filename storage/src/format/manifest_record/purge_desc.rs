@@ -7,8 +7,8 @@ use crate::format::FormatError;
 use crate::format::bytes::{Reader, WriteLe};
 use crate::types::Seqno;
 
-/// Old tombstones, and documents of dropped collections, that are in no run any more. Nobody who comes now sees them; segments have them until they are
-/// rewritten.
+/// Old tombstones, and documents of dropped collections, that are in no run any more. Segments have them until they are rewritten: whoever comes now is not
+/// shown the tombstones, and hides what is of dropped collections himself.
 #[derive(Debug, Default, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct PurgeDesc {
     /// Greatest purged tombstone: no tombstone at or below it is left.

@@ -123,7 +123,7 @@ pub fn crowded(segments: &[Use], bytes_max: u64) -> Option<Range<usize>> {
 pub const RUNS_AT_REST: usize = 6;
 
 /// Records of replaced versions in all runs together, as a share of those that are newest, above which all runs become one.
-const STALE_SHARE_MAX: f64 = 0.5;
+const STALE_SHARE_MAX: f64 = 0.25;
 
 /// A key run, as far as planning goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -40,8 +40,8 @@ const PAUSE_MAX: Duration = Duration::from_millis(100);
 /// When and how fast space is reclaimed.
 #[derive(Debug, Clone, Copy)]
 pub struct ReclaimOptions {
-    /// Segments are rewritten while this share of the seqlog's bytes, 0 to 1, is of dead records. Uniform overwrites: at 0.12 the seqlog takes up to 1.14
-    /// times the bytes of live records, and reclamation writes about two bytes for each byte of new records. Above 1 nothing is reclaimed at all.
+    /// Segments are rewritten while this share of the seqlog's bytes, 0 to 1, is of dead records. Uniform overwrites: at 0.1 the seqlog takes up to 1.11
+    /// times the bytes of live records, and the node writes about 3.5 bytes for each new one. Above 1 nothing is reclaimed or merged in the background.
     pub dead_share_max: f64,
     /// Bytes that rewriting may read and write in a second, 0 for no limit. It does not hold when the dead share is half as much again as
     /// [`ReclaimOptions::dead_share_max`], or when the disk is full.
@@ -50,7 +50,7 @@ pub struct ReclaimOptions {
 
 impl ReclaimOptions {
     /// What a shard does unless it is told otherwise.
-    pub const DEFAULT: ReclaimOptions = ReclaimOptions { dead_share_max: 0.12, bytes_per_second: 128 << 20 };
+    pub const DEFAULT: ReclaimOptions = ReclaimOptions { dead_share_max: 0.10, bytes_per_second: 128 << 20 };
 
     /// Without a limit.
     pub const UNPACED: ReclaimOptions = ReclaimOptions { bytes_per_second: 0, ..ReclaimOptions::DEFAULT };

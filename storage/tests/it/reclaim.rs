@@ -80,7 +80,7 @@ fn check_owners(shard: &Shard) {
     assert_eq!(used, stats.named_bytes, "blocks are lost, or named and free");
 }
 
-/// When nobody reads, and reclamation has nothing to do: dead records take 12 % of the seqlog at most; a segment has a block that is not full and an index
+/// When nobody reads, and reclamation has nothing to do: dead records take 10 % of the seqlog at most; a segment has a block that is not full and an index
 /// beside what its records need, which is a tenth more than their bytes; segments are within their bound; marks take twice what they need and 8 blocks.
 async fn check_space(shard: &Shard) {
     shard.flush().await.unwrap();

@@ -33,7 +33,7 @@ use crate::manifest::{Manifest, ManifestError, ManifestState, load, read_root};
 use crate::mutant::{Mutant, is_on};
 use crate::reader::ReadError;
 use crate::run::Run;
-use crate::seqlog::{Amount, Marks, Segment, segment_of};
+use crate::seqlog::{Marks, Segment, segment_of};
 use crate::sync::{Event, Lock};
 use crate::types::{BucketId, Former, Seqno, VbId};
 use crate::vbstore::{VbStore, Version};
@@ -365,12 +365,7 @@ async fn open_version(core: &Rc<ShardCore>, described: &VbState) -> Result<(Vers
             }
         }
     }
-    for part in &described.purged.segments {
-        let segment = version.segments.iter().find(|segment| segment.desc().id == part.segment);
-        if let Some(segment) = segment {
-            segment.set_purged(Amount { records: part.records, bytes: part.bytes });
-        }
-    }
+    version.set_purged(&described.purged);
     if version.flushed == Seqno(0) {
         debug_assert!(version.segments.is_empty(), "a vbucket that was never flushed has no segments");
     }

@@ -25,7 +25,7 @@ use super::{State, VbStore, Version};
 use crate::collections::id_of;
 use crate::format::index::DeathMark;
 use crate::format::key_block::{Meta, put_leb128};
-use crate::format::manifest_record::PurgedPart;
+use crate::format::manifest_record::{PurgeDesc, PurgedPart};
 use crate::format::seqlog_block::record_bytes;
 use crate::hashtable::HashTable;
 use crate::memtable::Memtable;
@@ -211,8 +211,15 @@ impl State {
     /// What is purged is garbage from now on; views that are open keep what they have.
     pub(super) fn publish_purge(&mut self) {
         self.purges += 1;
-        for part in &self.purged.segments {
-            let segment = self.version.segments.iter().find(|segment| segment.desc().id == part.segment);
+        self.version.set_purged(&self.purged);
+    }
+}
+
+impl Version {
+    /// Tells the segments how much of each was purged.
+    pub(crate) fn set_purged(&self, purged: &PurgeDesc) {
+        for part in &purged.segments {
+            let segment = self.segments.iter().find(|segment| segment.desc().id == part.segment);
             if let Some(segment) = segment {
                 segment.set_purged(Amount { records: part.records, bytes: part.bytes });
             }

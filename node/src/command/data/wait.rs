@@ -122,6 +122,18 @@ fn finish(outcome: Outcome, reply: Box<dyn Reply>, frame: &[u8]) {
     }
 }
 
+/// Answers that it is done, or that the client may try again.
+fn done_or_later(is_done: bool, bucket: &BucketContext, responder: &Responder, reply: Box<dyn Reply>) {
+    let mut frame = Vec::new();
+    let outcome = if is_done {
+        responder.success(&bucket.env).encode(&mut frame);
+        Outcome::Done
+    } else {
+        responder.fail(&bucket.env, Status::ETMPFAIL, &mut frame)
+    };
+    finish(outcome, reply, &frame);
+}
+
 /// How long the answer has to wait for a commit; `None` if it is due now. There are no replicas, so the first level is
 /// reached in memory and the others on this disk.
 pub(super) fn commit_timeout(request: &Request<'_>, store: &VbStore, answer: &Answer) -> Option<Duration> {
@@ -175,14 +187,7 @@ pub(super) fn for_compaction(
     bucket.env.clone().spawn("compaction", async move {
         store.want_purge(limits);
         let is_done = store.compact().await;
-        let mut frame = Vec::new();
-        let outcome = if is_done {
-            responder.success(&bucket.env).encode(&mut frame);
-            Outcome::Done
-        } else {
-            responder.fail(&bucket.env, Status::ETMPFAIL, &mut frame)
-        };
-        finish(outcome, reply, &frame);
+        done_or_later(is_done, &bucket, &responder, reply);
         drop(under_way);
     });
 }
@@ -209,14 +214,7 @@ pub(super) fn for_seqno(
             false
         });
         let in_time = future::or(store.wait_persisted(seqno), too_late).await;
-        let mut frame = Vec::new();
-        let outcome = if in_time {
-            responder.success(&bucket.env).encode(&mut frame);
-            Outcome::Done
-        } else {
-            responder.fail(&bucket.env, Status::ETMPFAIL, &mut frame)
-        };
-        finish(outcome, reply, &frame);
+        done_or_later(in_time, &bucket, &responder, reply);
         drop(under_way);
     });
 }
